@@ -1,0 +1,55 @@
+# Every task of this project. `make help` lists them; each does its own set-up, and needs only Python >= 3.11 and make.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MEMBERS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
+STAMP := $(VENV)/.installed
+CI_ARGS := $(if $(CI),-q,)
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything that demo, run, test and bench need
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than 3.11; name another one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "→ making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "make: this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@touch $@
+
+$(STAMP): $(VENV)/.python locks/uv.txt locks/dev.txt $(MEMBERS)
+	@echo "→ installing locked packages (once; some 200 MB to fetch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/uv.txt
+	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes locks/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
+	  $(foreach m,$(MEMBERS),-e $(patsubst %/pyproject.toml,./%,$(m)))
+	@touch $@
+
+lock: $(VENV)/.python ## compile locks/*.txt anew from the pyproject files
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo uv | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o locks/uv.txt
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --all-extras --group dev --group bench --no-emit-package handler-core --no-emit-package handlers-cli \
+	  $(MEMBERS) pyproject.toml -o locks/dev.txt
+
+check: $(STAMP) ## lint, formatting, types, dependency directions
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+test: $(STAMP) ## all tests, against real servers started for the run
+	@$(BIN)/pytest $(CI_ARGS) -n auto $(ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .data build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help setup lock check format test clean

@@ -1,0 +1,28 @@
+"""What every request and event has in common."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""An id that becomes a subject token: no dots, wildcards or spaces can reach a subject through it."""
+
+
+class Message(BaseModel):
+    """A MessagePack map on the wire; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Request(Message):
+    """The fields that every request may carry."""
+
+    request_id: Token | None = None
+    """Names the turn; made by the handler when absent. Reusing one returns the first turn's answer."""
+    session_id: Token | None = None
+    user_id: Token | None = None
+    """The user; where the subject names one, that one counts."""
+    deadline_ms: int | None = Field(default=None, gt=0, le=86_400_000)
+    """How long the answer is of use, in milliseconds from the message's arrival in the stream."""
+    response_subject: str | None = Field(default=None, max_length=512)
+    """A further subject for the final response: `_INBOX.>` or below the family's own response prefix."""

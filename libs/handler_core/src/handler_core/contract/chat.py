@@ -1,0 +1,122 @@
+"""Chat: a question, its streamed answer, and the final response with sources.
+
+Requests arrive on `ai.chat.request` or `ai.chat.user.{user}.message`. Clients subscribe to
+`ai.chat.response.stream.{request_id}` and `ai.chat.response.{request_id}` before they publish.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from handler_core.contract.base import Message, Request
+from handler_core.contract.errors import ErrorInfo
+
+REQUEST_SUBJECT = "ai.chat.request"
+USER_SUBJECT = "ai.chat.user.{user}.message"
+RESPONSE_PREFIX = "chat.response"
+
+FilterValue = str | int | float | bool
+FilterTerm = FilterValue | list[FilterValue] | dict[Literal["gt", "gte", "lt", "lte", "ne"], FilterValue]
+
+
+class ChatRequest(Request):
+    """A question, with how it is to be answered."""
+
+    query: str = Field(default="", max_length=65_536)
+    """The question. `message` is accepted as well; the first that is not empty wins."""
+    message: str = Field(default="", max_length=65_536, exclude=True)
+    collection: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
+    """The Milvus collection to search; the handler's `COLLECTION_NAME` when absent."""
+    filter: dict[str, FilterTerm] = Field(default_factory=dict, max_length=32)
+    """Conditions on a source's metadata, all of which must hold: a value to equal, a list to be one of,
+    or bounds such as `{"gte": 2020, "lt": 2024}`."""
+    top_k: int = Field(default=5, ge=1, le=100)
+    """How many sources reach the prompt."""
+    enable_rag: bool = True
+    enable_reranker: bool = True
+    enable_streaming: bool = False
+    enable_tts: bool = False
+    system_prompt: str | None = Field(default=None, max_length=65_536)
+    model: str | None = Field(default=None, max_length=256)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    username: str | None = Field(default=None, max_length=256)
+    premium: bool = False
+    """Answer with the premium endpoint and model, where one is configured."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _message_is_query(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("query") and data.get("message"):
+            return {**data, "query": data["message"]}
+        return data
+
+    @model_validator(mode="after")
+    def _has_a_question(self) -> "ChatRequest":
+        if not self.query.strip():
+            raise ValueError("query: is empty")
+        return self
+
+
+class Source(Message):
+    """A passage that the answer may cite as `[n]`, n being its place in the list from 1."""
+
+    id: str
+    text: str
+    score: float
+    """The reranker's score, or the vector search's where no reranker ran."""
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Citation(Message):
+    """A marker `[n]` that stands in the text."""
+
+    index: int
+    """n, from 1."""
+    source_id: str
+    start: int
+    """Where in `response` the marker first stands, in characters."""
+
+
+class Usage(Message):
+    """Tokens, as the LLM endpoint counted them; 0 where it did not say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatResponse(Message):
+    """The final answer, on `ai.chat.response.{request_id}`."""
+
+    request_id: str
+    response: str = ""
+    sources: list[Source] = Field(default_factory=list)
+    citations: list[Citation] = Field(default_factory=list)
+    used_rag: bool = False
+    usage: Usage = Usage()
+    audio: bytes | None = None
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Milliseconds by stage: `queue_ms`, `embed_ms`, `search_ms`, `rerank_ms`, `llm_first_token_ms`, `llm_ms`,
+    `total_ms`."""
+    degraded: list[str] = Field(default_factory=list)
+    """What the answer had to do without: `embeddings`, `vectors`, `reranker`, `tts`, `llm_truncated`."""
+    success: bool = True
+    error: ErrorInfo | None = None
+
+
+class StreamEvent(Message):
+    """One event of a streamed answer, on `ai.chat.response.stream.{request_id}`.
+
+    `seq` rises by one with each event, over all attempts. After `restart` a client discards the text it has: the
+    turn is being answered anew by another worker. A stream ends in exactly one `done` or `error`.
+    """
+
+    request_id: str
+    seq: int
+    attempt: int = 1
+    type: Literal["chunk", "restart", "done", "error"]
+    content: str = ""
+    done: bool = False
+    error: ErrorInfo | None = None
+    timestamp: float

@@ -1,0 +1,89 @@
+"""The exceptions that handlers and clients raise, and how each is settled.
+
+A `HandlerError` carries what the wire's `error` field says. One that is `retryable` makes the message come back
+after a delay; any other is final: it is answered, and the message is not tried again. An exception that is no
+`HandlerError` is a bug on our side: logged with its traceback and retried as `internal`.
+"""
+
+from handler_core.contract.errors import ErrorInfo, ErrorType
+
+
+class HandlerError(Exception):
+    """A failure with a place in the wire contract.
+
+    Args:
+        message: for the caller; never holds a secret or a traceback.
+        stage: where in the turn it happened; filled in by `Timings.stage` when absent.
+        retryable: overrides the class's default.
+        retry_after: seconds that an upstream asked to wait (Retry-After).
+    """
+
+    type = ErrorType.INTERNAL
+    default_retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: str | None = None,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = stage
+        self.retryable = self.default_retryable if retryable is None else retryable
+        self.retry_after = retry_after
+
+    def info(self) -> ErrorInfo:
+        """This error as the wire's `error` field."""
+        return ErrorInfo(type=self.type, message=self.message, retryable=self.retryable, stage=self.stage)
+
+
+class InvalidRequest(HandlerError):
+    """The request is malformed; the message names the field."""
+
+    type = ErrorType.VALIDATION_ERROR
+
+
+class DeadlineExceeded(HandlerError):
+    """The time in which the answer was of use is over."""
+
+    type = ErrorType.DEADLINE_EXCEEDED
+
+
+class Canceled(HandlerError):
+    """The user took the request back."""
+
+    type = ErrorType.CANCELED
+
+
+class NotFound(HandlerError):
+    """A thing the request names does not exist."""
+
+    type = ErrorType.NOT_FOUND
+
+
+class DownstreamUnavailable(HandlerError):
+    """An upstream failed. Not retryable when it refused the request itself (400, 401, 404, 422, …)."""
+
+    type = ErrorType.DOWNSTREAM_UNAVAILABLE
+    default_retryable = True
+
+
+class Busy(HandlerError):
+    """No room at the moment."""
+
+    type = ErrorType.BUSY
+    default_retryable = True
+
+
+class Transient(HandlerError):
+    """Something passing on our side."""
+
+    type = ErrorType.TRANSIENT
+    default_retryable = True
+
+
+class Internal(HandlerError):
+    """A fault of ours that trying again will not mend."""
