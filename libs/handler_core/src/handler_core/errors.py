@@ -87,3 +87,7 @@ class Transient(HandlerError):
 
 class Internal(HandlerError):
     """A fault of ours that trying again will not mend."""
+
+
+class Abandoned(HandlerError):
+    """Another worker has taken the message over: stop, and settle nothing."""

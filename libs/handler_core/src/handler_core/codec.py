@@ -1,0 +1,68 @@
+"""MessagePack ↔ model."""
+
+from typing import Any, TypeVar
+
+import msgpack
+from pydantic import ValidationError
+
+from handler_core.contract.base import Message
+from handler_core.errors import InvalidRequest
+
+M = TypeVar("M", bound=Message)
+
+_MAX_NAMED = 3
+
+
+def encode(message: Message) -> bytes:
+    """A model as a MessagePack map; fields that are None are left out."""
+    return bytes(msgpack.packb(message.__pydantic_serializer__.to_python(message, exclude_none=True)))
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """A MessagePack map as a dict, nothing validated yet.
+
+    Raises:
+        InvalidRequest: not MessagePack, not a map, or its keys are not strings.
+    """
+    try:
+        body = msgpack.unpackb(data)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        if data[:1] in (b"{", b"["):
+            raise InvalidRequest("body: is JSON; it has to be a MessagePack map", stage="decode") from None
+        raise InvalidRequest(f"body: is not MessagePack ({_reason(error)})", stage="decode") from None
+    if type(body) is not dict:
+        raise InvalidRequest(f"body: has to be a map, is {_KINDS.get(type(body), type(body).__name__)}", stage="decode")
+    return body
+
+
+def validate(body: dict[str, Any], model: type[M]) -> M:
+    """A dict as a model.
+
+    Raises:
+        InvalidRequest: names each field that is wrong (the first three), never its value.
+    """
+    try:
+        return model.__pydantic_validator__.validate_python(body)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        parts = []
+        for item in found[:_MAX_NAMED]:
+            place = ".".join(str(step)[:64] for step in item["loc"])
+            text = item["msg"].removeprefix("Value error, ")
+            parts.append(f"{place}: {text}" if place else text)
+        if len(found) > _MAX_NAMED:
+            parts.append(f"and {len(found) - _MAX_NAMED} more")
+        raise InvalidRequest("; ".join(parts), stage="decode") from None
+
+
+def decode(data: bytes, model: type[M]) -> M:
+    """A MessagePack map as a model; raises `InvalidRequest` as `unpack` and `validate` do."""
+    return validate(unpack(data), model)
+
+
+_KINDS = {list: "an array", str: "a string", bytes: "binary", int: "an integer", float: "a float", bool: "a boolean",
+          type(None): "nil"}  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:120]

@@ -1,0 +1,211 @@
+"""Settings: read from the environment or from mounted files, checked before anything starts.
+
+Each group is a class; a service's settings inherit the groups it needs. Every field is set by the environment
+variable of its name in capitals (`LLM_URL`), or read from the file that `LLM_URL_FILE` names, or from a file of the
+field's name in the folder `SECRETS_DIR` (default `/run/secrets`). The environment counts first.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """Values from the files that `NAME_FILE` variables name, or of files in `SECRETS_DIR`."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        folder = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
+        for name in names(field_name, field):
+            if (named := os.environ.get(f"{name}_FILE")) is not None:
+                try:
+                    return Path(named).read_text().strip(), name, False
+                except OSError as error:
+                    raise SettingsError(f"{name}_FILE: cannot read {named}: {error.strerror}") from None
+            for candidate in (folder / name, folder / name.lower()):
+                if candidate.is_file():
+                    return candidate.read_text().strip(), name, False
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = (self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items())
+        return {key: value for value, key, _ in found if value is not None}
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message is one line that names it."""
+
+
+class Settings(BaseSettings):
+    """The base of all settings; a setting does not change once read."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, FileSource(settings_cls)
+
+
+class LogSettings(Settings):
+    """What is logged, and how."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`auto`: colours on a terminal, JSON elsewhere."""
+
+
+class NatsSettings(Settings):
+    """How to reach NATS: one way of authentication at most."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """One URL, or several of a cluster with commas between."""
+    nats_user: str | None = None
+    nats_password: SecretStr | None = None
+    nats_token: SecretStr | None = None
+    nats_nkey_seed: SecretStr | None = None
+    nats_creds: Path | None = None
+    """A credentials file (JWT and seed)."""
+    nats_tls_ca: Path | None = None
+    nats_tls_cert: Path | None = None
+    nats_tls_key: Path | None = None
+
+    @field_validator("nats_url")
+    @classmethod
+    def _is_nats(cls, url: str) -> str:
+        for part in url.split(","):
+            if not part.startswith(("nats://", "tls://", "ws://", "wss://")):
+                raise ValueError("must start with nats://, tls://, ws:// or wss://")
+        return url
+
+    @field_validator("nats_creds", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
+    @classmethod
+    def _exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
+
+
+class ServiceSettings(NatsSettings, LogSettings):
+    """What every service reads."""
+
+    health_host: str = "0.0.0.0"
+    health_port: int = Field(default=8080, ge=0, le=65535)
+    """0 takes a free port, which is logged."""
+    drain_timeout: float = Field(default=25.0, gt=0)
+    """Seconds that running work gets to finish after SIGTERM; `terminationGracePeriodSeconds` needs 10 more."""
+
+
+def url_field(name: str, *aliases: str, default: str | None = None) -> Any:
+    """A setting that is an http(s) base URL; it may carry a path prefix."""
+    return Field(default=default, validation_alias=AliasChoices(name, *aliases), pattern=r"^https?://[^\s]+$")
+
+
+class LLMSettings(Settings):
+    """The chat completions endpoint."""
+
+    llm_url: str = url_field("LLM_URL", "VLLM_URL", default="http://127.0.0.1:8000")
+    llm_model: str = "default"
+    llm_api_key: SecretStr | None = None
+    llm_timeout: float = Field(default=60.0, gt=0)
+    """Seconds without a byte from the LLM until the call is given up."""
+    llm_premium_url: str | None = url_field("LLM_PREMIUM_URL")
+    llm_premium_model: str | None = None
+    llm_premium_api_key: SecretStr | None = None
+
+
+class EmbeddingsSettings(Settings):
+    """The embeddings endpoint."""
+
+    embeddings_url: str = url_field("EMBEDDINGS_URL", default="http://127.0.0.1:8001")
+    embeddings_model: str | None = None
+    embeddings_api_key: SecretStr | None = None
+    embeddings_timeout: float = Field(default=10.0, gt=0)
+
+
+class RerankerSettings(Settings):
+    """The reranker endpoint; without one, sources keep the vector search's order."""
+
+    reranker_url: str | None = url_field("RERANKER_URL")
+    reranker_model: str | None = None
+    reranker_api_key: SecretStr | None = None
+    reranker_timeout: float = Field(default=10.0, gt=0)
+
+
+class MilvusSettings(Settings):
+    """The vector store."""
+
+    milvus_uri: str | None = url_field("MILVUS_URI")
+    """Counts before `MILVUS_HOST` and `MILVUS_PORT`."""
+    milvus_host: str = "127.0.0.1"
+    milvus_port: int = Field(default=19530, ge=1, le=65535)
+    milvus_token: SecretStr | None = None
+    milvus_timeout: float = Field(default=10.0, gt=0)
+    collection_name: str = Field(default="documents", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
+
+    @property
+    def milvus_address(self) -> str:
+        """The URI to connect to."""
+        return self.milvus_uri or f"http://{self.milvus_host}:{self.milvus_port}"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def names(field_name: str, field: FieldInfo) -> list[str]:
+    """The environment variables that set a field, the preferred one first."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [field_name.upper()]
+
+
+def load(settings: type[S], **overrides: Any) -> S:
+    """Read the settings.
+
+    Raises:
+        SettingsError: one is wrong; its message names the variable, never the value of a secret.
+    """
+    try:
+        return settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        if name in settings.model_fields:
+            name = names(name, settings.model_fields[name])[0]
+        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def load_or_exit(settings: type[S], **overrides: Any) -> S:
+    """Read the settings, or end the process with one line that names the wrong one (exit code 2)."""
+    try:
+        return load(settings, **overrides)
+    except SettingsError as error:
+        _exit(f"setting {error}")
+
+
+def _exit(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def printable(settings: Settings) -> str:
+    """The effective values as `NAME=value` lines, secrets masked."""
+    lines = []
+    for field_name, field in type(settings).model_fields.items():
+        value = getattr(settings, field_name)
+        if isinstance(value, str) and "://" in value and "@" in value:
+            scheme, _, rest = value.partition("://")
+            value = f"{scheme}://…@{rest.rpartition('@')[2]}"
+        lines.append(f"{names(field_name, field)[0]}={'' if value is None else value}")
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""What a handler is given with a message."""
+
+from typing import Generic, TypeVar
+
+import structlog
+
+from handler_core.codec import encode
+from handler_core.connection import Connection, header_block
+from handler_core.contract.base import Message
+from handler_core.deadline import Deadline
+from handler_core.delivery import Delivery
+from handler_core.telemetry import trace_id, traceparent
+from handler_core.timings import Timings
+
+C = TypeVar("C")
+
+_log = structlog.get_logger("handler")
+
+
+class Context(Generic[C]):
+    """One message's surroundings; `C` is the type of what the service's lifespan yields.
+
+    A handler stops by itself when it is cancelled: the deadline of an upstream call, a shutdown past its limit, a
+    lost turn and `handler_timeout` all arrive as exceptions at its next `await`.
+    """
+
+    __slots__ = ("_headers", "_log", "_nc", "_timings", "_trace", "clients", "deadline", "delivery", "request_id")
+
+    def __init__(
+        self, nc: Connection, clients: C, delivery: Delivery, request_id: str, deadline: Deadline | None = None
+    ) -> None:
+        self.clients = clients
+        """What the service's lifespan built."""
+        self.delivery = delivery
+        """The message as it arrived: subject, headers, sequence, attempt."""
+        self.request_id = request_id
+        self.deadline = deadline or Deadline.never()
+        """When the answer is of no more use; hand it to every client call."""
+        self._nc = nc
+        self._timings: Timings | None = None
+        self._log: structlog.stdlib.BoundLogger | None = None
+        self._trace = ""
+        self._headers = b""
+
+    @property
+    def attempt(self) -> int:
+        """How many times the message has been delivered, from 1."""
+        return self.delivery.attempt
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C trace context of the request, or a new one."""
+        if not self._trace:
+            self._trace = traceparent(self.delivery.header(b"traceparent"))
+        return self._trace
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """The headers that carry the trace on, to upstreams and in messages."""
+        headers = {"traceparent": self.traceparent}
+        if state := self.delivery.header(b"tracestate"):
+            headers["tracestate"] = state
+        return headers
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time goes; `with ctx.timings.stage("embed"): …`."""
+        if self._timings is None:
+            self._timings = Timings()
+        return self._timings
+
+    @property
+    def log(self) -> "structlog.stdlib.BoundLogger":
+        """A logger whose lines carry the request's and the trace's id."""
+        if self._log is None:
+            self._log = _log.bind(request_id=self.request_id, trace_id=trace_id(self.traceparent))
+        return self._log
+
+    async def publish(self, subject: str, message: Message) -> None:
+        """Publish on core NATS with the request's trace context; not stored unless a stream captures the subject.
+
+        Raises:
+            BadSubject, MessageTooLarge: refused before it is sent.
+        """
+        if not self._headers:
+            self._headers = header_block(self.trace_headers)
+        self._nc.send(subject, encode(message), headers=self._headers)
+        if self._nc.congested:
+            await self._nc.drained()

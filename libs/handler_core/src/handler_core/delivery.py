@@ -1,0 +1,104 @@
+"""One message as JetStream delivered it, and the ways to settle it."""
+
+import json
+from typing import Final
+
+from handler_core.connection import Connection, parse_headers
+
+ACK: Final = b"+ACK"
+NAK: Final = b"-NAK"
+TERM: Final = b"+TERM"
+IN_PROGRESS: Final = b"+WPI"
+
+
+class Delivery:
+    """A pulled message. Its reply subject holds the metadata (ADR-15), read only when asked for."""
+
+    __slots__ = ("_nc", "_tokens", "data", "raw_headers", "reply", "settled", "started", "subject", "timed_out")
+
+    def __init__(self, nc: Connection, subject: bytes, reply: bytes, data: bytes, raw_headers: bytes | None) -> None:
+        self._nc = nc
+        self._tokens: list[bytes] | None = None
+        self.subject = subject.decode()
+        self.reply = reply
+        self.data = data
+        self.raw_headers = raw_headers
+        self.started = 0.0
+        """When its handler started, on the monotonic clock."""
+        self.settled = ""
+        """How it was settled (`ack`, `nak`, `term`), or empty."""
+        self.timed_out = False
+        """Whether its handler was cancelled for taking too long; it is no longer kept alive then."""
+
+    def _token(self, index: int) -> bytes:
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>; newer servers may
+        # put <domain>.<account> after $JS.ACK and a random token last: counted from the stream's name either way.
+        if self._tokens is None:
+            tokens = self.reply.split(b".")
+            self._tokens = tokens[2:] if len(tokens) <= 9 else tokens[4:]
+        return self._tokens[index]
+
+    @property
+    def stream(self) -> str:
+        return self._token(0).decode()
+
+    @property
+    def consumer(self) -> str:
+        return self._token(1).decode()
+
+    @property
+    def attempt(self) -> int:
+        """How many times it has been delivered, from 1."""
+        return int(self._token(2))
+
+    @property
+    def sequence(self) -> int:
+        """Its sequence in the stream."""
+        return int(self._token(3))
+
+    @property
+    def timestamp(self) -> float:
+        """When the stream stored it, in Unix seconds."""
+        return int(self._token(5)) / 1e9
+
+    @property
+    def pending(self) -> int:
+        """How many messages stood behind it when it was delivered."""
+        return int(self._token(6))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return parse_headers(self.raw_headers)
+
+    def header(self, name: bytes) -> str | None:
+        """One header's value without parsing the others; `name` in its exact case."""
+        raw = self.raw_headers
+        if raw is None:
+            return None
+        start = raw.find(b"\r\n" + name + b":")
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return raw[start : raw.find(b"\r\n", start)].strip().decode("utf-8", "replace")
+
+    def ack(self) -> None:
+        """Done: never deliver it again."""
+        self._settle(ACK, "ack")
+
+    def nak(self, delay: float = 0.0) -> None:
+        """Deliver it again, to whoever pulls, not before `delay` seconds from now."""
+        payload = NAK if delay <= 0 else NAK + b" " + json.dumps({"delay": int(delay * 1e9)}).encode()
+        self._settle(payload, "nak")
+
+    def term(self, reason: str) -> None:
+        """Never deliver it again, although it was not done; the server's advisory carries the reason."""
+        self._settle(TERM + b" " + reason.encode()[:256].replace(b"\n", b" "), "term")
+
+    def in_progress(self) -> None:
+        """Start `ack_wait` anew."""
+        self._nc.answer(self.reply, IN_PROGRESS)
+
+    def _settle(self, payload: bytes, how: str) -> None:
+        if not self.settled:
+            self._nc.answer(self.reply, payload)
+            self.settled = how

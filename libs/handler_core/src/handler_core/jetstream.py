@@ -1,0 +1,102 @@
+"""The few JetStream API calls that the library makes, as plain JSON requests.
+
+Written against the API itself rather than nats-py's data classes, so that a field the client does not know yet is
+neither dropped nor reset. Source: the server's `$JS.API` (ADR-1, ADR-31) and its `errors.json`.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+
+from handler_core.connection import Connection, parse_headers
+from handler_core.errors import Transient
+
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+NO_MESSAGE_FOUND = 10037
+
+EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_LAST_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+MSG_ID = "Nats-Msg-Id"
+
+
+class JetStreamError(Exception):
+    """The server refused an API call; `err_code` is the number in the server's own `errors.json`."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"JetStream: {description} ({err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored message as read back."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: dict[str, str]
+
+
+class Api:
+    """JetStream API calls over a connection; `timeout` seconds each."""
+
+    def __init__(self, nc: Connection, *, timeout: float = 5.0) -> None:
+        self._nc = nc
+        self._timeout = timeout
+
+    async def request(self, operation: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call `$JS.API.{operation}`.
+
+        Raises:
+            JetStreamError: the server answered with an error.
+            Transient: JetStream did not answer in time or is not there.
+        """
+        payload = json.dumps(body).encode() if body is not None else b""
+        return await self._call(f"$JS.API.{operation}", payload, None)
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> int:
+        """Publish and wait until it is stored; returns its stream sequence.
+
+        Raises:
+            JetStreamError: not stored; `err_code` in `WRONG_LAST_SEQUENCE` when an expectation in `headers` failed.
+            Transient: no acknowledgement; it may or may not have been stored.
+        """
+        return int((await self._call(subject, payload, headers))["seq"])
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The newest message of a subject, read from the stream's leader; None when there is none."""
+        try:
+            reply = await self.request(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        except JetStreamError as error:
+            if error.err_code == NO_MESSAGE_FOUND:
+                return None
+            raise
+        message = reply["message"]
+        return Stored(
+            subject=message["subject"],
+            sequence=message["seq"],
+            data=base64.b64decode(message.get("data") or ""),
+            headers=parse_headers(base64.b64decode(message.get("hdrs") or "")),
+        )
+
+    async def _call(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> dict[str, Any]:
+        try:
+            reply = await self._nc.request(subject, payload, timeout=self._timeout, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise Transient(f"no stream or API answers on {subject}") from None
+        except (nats.errors.TimeoutError, TimeoutError):
+            raise Transient(f"no answer on {subject} within {self._timeout:g} s") from None
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise Transient(f"not connected to NATS: {error}") from None
+        answer: dict[str, Any] = json.loads(reply.data)
+        if (error_body := answer.get("error")) is not None:
+            raise JetStreamError(
+                error_body.get("code", 500), error_body.get("err_code", 0), error_body.get("description", "unknown error")
+            )
+        return answer

@@ -1,0 +1,279 @@
+"""Every stream and consumer of the platform as data, and the functions that make a server match it.
+
+`apply`, `diff` and whatever renders manifests read the same declarations. Field names and units of `config()` are
+those of the JetStream API (ADR-31 and the server's own JSON): durations in nanoseconds, sizes in bytes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from handler_core.jetstream import Api, JetStreamError
+
+MiB = 1 << 20
+NANOSECONDS = 1_000_000_000
+
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+
+
+@dataclass(frozen=True)
+class Republish:
+    """What the server publishes again, as it stores it: only accepted messages, with `Nats-Sequence`."""
+
+    src: str
+    dest: str
+    headers_only: bool = False
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A JetStream stream; always on file, always bounded."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Literal["workqueue", "limits"]
+    max_bytes: int
+    max_age: float
+    """Seconds."""
+    description: str = ""
+    max_msgs_per_subject: int = -1
+    duplicate_window: float = 120.0
+    """Seconds in which a repeated `Nats-Msg-Id` is dropped."""
+    republish: Republish | None = None
+
+    def config(self, replicas: int = 1) -> dict[str, Any]:
+        """This stream as the JetStream API's configuration."""
+        config: dict[str, Any] = {
+            "name": self.name,
+            "description": self.description,
+            "subjects": list(self.subjects),
+            "retention": self.retention,
+            "storage": "file",
+            # A full work queue refuses; a full log forgets its oldest.
+            "discard": "new" if self.retention == "workqueue" else "old",
+            "max_bytes": self.max_bytes,
+            "max_age": int(self.max_age * NANOSECONDS),
+            "max_msgs_per_subject": self.max_msgs_per_subject,
+            "duplicate_window": int(min(self.duplicate_window, self.max_age) * NANOSECONDS),
+            "num_replicas": replicas,
+            "allow_direct": True,
+        }
+        if self.republish is not None:
+            config["republish"] = {"src": self.republish.src, "dest": self.republish.dest}
+            if self.republish.headers_only:
+                config["republish"]["headers_only"] = True
+        return config
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A durable pull consumer with explicit acknowledgement and no server-side limit on deliveries.
+
+    Past a `max_deliver` the server would leave a message stranded, unseen and uncounted; the worker dead-letters it
+    instead.
+    """
+
+    stream: str
+    name: str
+    filter_subjects: tuple[str, ...] = ()
+    ack_wait: float = 10.0
+    """Seconds after the last in-progress until another worker gets the message: how long a takeover takes."""
+    max_ack_pending: int = 1000
+    """At least the most replicas times (in flight + prefetch) of each."""
+    max_waiting: int = 512
+    description: str = ""
+
+    def config(self, replicas: int = 0) -> dict[str, Any]:
+        """This consumer as the JetStream API's configuration; `replicas` 0 takes the stream's."""
+        config: dict[str, Any] = {
+            "durable_name": self.name,
+            "description": self.description,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": int(self.ack_wait * NANOSECONDS),
+            "max_deliver": -1,
+            "max_ack_pending": self.max_ack_pending,
+            "max_waiting": self.max_waiting,
+            "replay_policy": "instant",
+            "num_replicas": replicas,
+        }
+        if self.filter_subjects:
+            config["filter_subjects"] = list(self.filter_subjects)
+        return config
+
+
+AI_CHAT = Stream(
+    "AI_CHAT",
+    ("ai.chat.request", "ai.chat.user.*.message"),
+    retention="workqueue",
+    max_bytes=256 * MiB,
+    max_age=24 * 3600,
+    description="questions waiting for an answer",
+)
+AI_EVENTS = Stream(
+    "AI_EVENTS",
+    ("evt.chat.>", "evt.voice.>"),
+    retention="limits",
+    max_bytes=1024 * MiB,
+    max_age=15 * 60,
+    republish=Republish("evt.>", "ai.>"),
+    description="answers and their streams; subscribers read the republished ai.>",
+)
+AI_CONTROL = Stream(
+    "AI_CONTROL",
+    ("ai.turn.cancel.*",),
+    retention="limits",
+    max_bytes=16 * MiB,
+    max_age=3600,
+    max_msgs_per_subject=1,
+    description="cancelled turns",
+)
+DLQ = Stream(
+    "DLQ",
+    ("dlq.>",),
+    retention="limits",
+    max_bytes=512 * MiB,
+    max_age=30 * 24 * 3600,
+    description="dead letters, the reason in their headers",
+)
+
+CHAT_HANDLER = Consumer("AI_CHAT", "chat_handler", description="answers questions")
+
+STREAMS: tuple[Stream, ...] = (AI_CHAT, AI_EVENTS, AI_CONTROL, DLQ)
+CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER,)
+
+# What the server refuses to change on an existing stream or consumer.
+_FIXED = frozenset({"storage", "retention", "deliver_policy", "ack_policy", "replay_policy", "durable_name"})
+# Differences with which a worker must not run: it would take another's messages, or lose its own.
+_UNSAFE = frozenset({"ack_policy", "filter_subjects", "deliver_subject", "max_deliver", "missing"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which the server differs from the declaration."""
+
+    kind: Literal["stream", "consumer"]
+    name: str
+    """`STREAM` or `STREAM/consumer`."""
+    field: str
+    """A field of the JetStream configuration, or `missing`."""
+    declared: Any
+    actual: Any
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `apply` can mend it without deleting anything."""
+        return self.field not in _FIXED
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether a worker has to wait until it is mended."""
+        return self.field in _UNSAFE
+
+    def __str__(self) -> str:
+        if self.field == "missing":
+            return f"{self.kind} {self.name} is missing"
+        note = "" if self.in_place else " (cannot be changed in place: delete and apply)"
+        return f"{self.kind} {self.name}: {self.field} is {self.actual!r}, declared {self.declared!r}{note}"
+
+
+def compare(kind: Literal["stream", "consumer"], name: str, declared: dict[str, Any], actual: dict[str, Any]) -> list[Difference]:
+    """The declared fields in which the server's configuration differs; what the server adds is ignored."""
+    differences = []
+    for field, value in declared.items():
+        there = actual.get(field)
+        if field == "filter_subjects" and there is None and actual.get("filter_subject"):
+            there = [actual["filter_subject"]]
+        same = sorted(value) == sorted(there or []) if isinstance(value, list) else (value or None) == (there or None)
+        if not same:
+            differences.append(Difference(kind, name, field, value, there))
+    if actual.get("deliver_subject"):
+        differences.append(Difference(kind, name, "deliver_subject", None, actual["deliver_subject"]))
+    if kind == "consumer" and "filter_subjects" not in declared:
+        there = actual.get("filter_subjects") or ([actual["filter_subject"]] if actual.get("filter_subject") else None)
+        if there:
+            differences.append(Difference(kind, name, "filter_subjects", [], there))
+    return differences
+
+
+async def diff_stream(api: Api, stream: Stream, replicas: int = 1) -> list[Difference]:
+    """How the server's stream differs from the declaration; one `missing` when there is none."""
+    try:
+        info = await api.request(f"STREAM.INFO.{stream.name}")
+    except JetStreamError as error:
+        if error.err_code != STREAM_NOT_FOUND:
+            raise
+        return [Difference("stream", stream.name, "missing", None, None)]
+    return compare("stream", stream.name, stream.config(replicas), info["config"])
+
+
+async def diff_consumer(api: Api, consumer: Consumer) -> tuple[list[Difference], dict[str, Any]]:
+    """How the server's consumer differs from the declaration, and the server's configuration of it (empty if missing)."""
+    name = f"{consumer.stream}/{consumer.name}"
+    try:
+        info = await api.request(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
+    except JetStreamError as error:
+        if error.err_code == STREAM_NOT_FOUND:
+            return [Difference("stream", consumer.stream, "missing", None, None)], {}
+        if error.err_code != CONSUMER_NOT_FOUND:
+            raise
+        return [Difference("consumer", name, "missing", None, None)], {}
+    return compare("consumer", name, consumer.config(), info["config"]), info["config"]
+
+
+async def diff(
+    api: Api, streams: Iterable[Stream] = STREAMS, consumers: Iterable[Consumer] = CONSUMERS, *, replicas: int = 1
+) -> list[Difference]:
+    """Everything in which the server differs from the declarations, streams first."""
+    differences: list[Difference] = []
+    for stream in streams:
+        differences += await diff_stream(api, stream, replicas)
+    missing = {d.name for d in differences if d.field == "missing"}
+    for consumer in consumers:
+        if consumer.stream in missing:
+            differences.append(Difference("consumer", f"{consumer.stream}/{consumer.name}", "missing", None, None))
+        else:
+            differences += (await diff_consumer(api, consumer))[0]
+    return differences
+
+
+class NotInPlace(Exception):
+    """The server has a stream or consumer whose declared change needs it deleted first; nothing was deleted."""
+
+    def __init__(self, differences: Sequence[Difference]) -> None:
+        super().__init__("; ".join(map(str, differences)))
+        self.differences = list(differences)
+
+
+async def apply(
+    api: Api, streams: Iterable[Stream] = STREAMS, consumers: Iterable[Consumer] = CONSUMERS, *, replicas: int = 1
+) -> list[Difference]:
+    """Create what is missing, update what differs, and return what was changed; a second call changes nothing.
+
+    Raises:
+        NotInPlace: something cannot be changed without deleting it. All else has been applied.
+        JetStreamError: the server refused a configuration.
+    """
+    changed: list[Difference] = []
+    refused: list[Difference] = []
+    for stream in streams:
+        found = await diff_stream(api, stream, replicas)
+        refused += (fixed := [d for d in found if not d.in_place])
+        if not found or fixed:
+            continue
+        verb = "CREATE" if found[0].field == "missing" else "UPDATE"
+        await api.request(f"STREAM.{verb}.{stream.name}", stream.config(replicas))
+        changed += found
+    for consumer in consumers:
+        found, _ = await diff_consumer(api, consumer)
+        refused += (fixed := [d for d in found if not d.in_place])
+        if not found or fixed:
+            continue
+        action = "create" if found[0].field == "missing" else "update"
+        body = {"stream_name": consumer.stream, "config": consumer.config(), "action": action}
+        await api.request(f"CONSUMER.DURABLE.CREATE.{consumer.stream}.{consumer.name}", body)
+        changed += found
+    if refused:
+        raise NotInPlace(refused)
+    return changed

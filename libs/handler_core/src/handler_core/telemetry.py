@@ -1,0 +1,137 @@
+"""Metrics as plain numbers, read when scraped, and W3C trace context.
+
+Nothing here is locked or looked up by label on the hot path: whoever counts holds the counter, made once with its
+labels. The text format is Prometheus exposition format 0.0.4.
+"""
+
+import os
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Default histogram bounds, in seconds."""
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})").fullmatch
+
+
+class Counter:
+    """A number that only rises; add to `value` directly."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def samples(self, name: str, labels: str) -> Iterator[str]:
+        yield f"{name}{labels} {self.value}"
+
+
+class Gauge:
+    """A number read from a function when scraped."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+
+    def samples(self, name: str, labels: str) -> Iterator[str]:
+        yield f"{name}{labels} {self._read():g}"
+
+
+class Histogram:
+    """Counts by upper bound, with their sum."""
+
+    __slots__ = ("_bounds", "_counts", "sum")
+
+    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def count(self) -> int:
+        return sum(self._counts)
+
+    def samples(self, name: str, labels: str) -> Iterator[str]:
+        inner = labels[1:-1] + "," if labels else ""
+        total = 0
+        for bound, count in zip((*self._bounds, None), self._counts, strict=True):
+            total += count
+            le = "+Inf" if bound is None else f"{bound:g}"
+            yield f'{name}_bucket{{{inner}le="{le}"}} {total}'
+        yield f"{name}_sum{labels} {self.sum:g}"
+        yield f"{name}_count{labels} {total}"
+
+
+Metric = Counter | Gauge | Histogram
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+class Metrics:
+    """The metrics of one service.
+
+    >>> metrics = Metrics()
+    >>> metrics.counter("cups_total", "Cups poured.", kind="tea").value += 2
+    >>> print(metrics.render())
+    # HELP cups_total Cups poured.
+    # TYPE cups_total counter
+    cups_total{kind="tea"} 2
+    <BLANKLINE>
+    """
+
+    def __init__(self) -> None:
+        self._families: dict[str, tuple[str, str, dict[str, Metric]]] = {}
+
+    def counter(self, name: str, help: str, **labels: str) -> Counter:
+        return self._get(name, help, "counter", labels, Counter)
+
+    def gauge(self, name: str, help: str, read: Callable[[], float], **labels: str) -> Gauge:
+        return self._get(name, help, "gauge", labels, lambda: Gauge(read))
+
+    def histogram(self, name: str, help: str, bounds: Sequence[float] = SECONDS, **labels: str) -> Histogram:
+        return self._get(name, help, "histogram", labels, lambda: Histogram(bounds))
+
+    def _get(self, name: str, help: str, kind: str, labels: dict[str, str], make: Callable[[], M]) -> M:
+        _, _, members = self._families.setdefault(name, (help, kind, {}))
+        key = "{" + ",".join(f'{label}="{_escaped(value)}"' for label, value in labels.items()) + "}" if labels else ""
+        return cast(M, members.setdefault(key, make()))
+
+    def upstream(self, name: str, seconds: float, outcome: str) -> None:
+        """Count one upstream call; the `observe` hook of the clients."""
+        self.histogram("handler_upstream_duration_seconds", "Upstream calls.", upstream=name, outcome=outcome).observe(
+            seconds
+        )
+
+    def render(self) -> str:
+        """All metrics in the text format."""
+        lines: list[str] = []
+        for name, (help, kind, members) in self._families.items():
+            lines += (f"# HELP {name} {help}", f"# TYPE {name} {kind}")
+            for labels, metric in members.items():
+                lines += metric.samples(name, labels)
+        return "\n".join(lines) + "\n"
+
+
+def traceparent(header: str | None) -> str:
+    """The trace context to carry on: the one given when it is well formed, else a new one.
+
+    Source: W3C Trace Context, section 3.2.
+    """
+    if header and (match := _TRACEPARENT(header)) and match[1] != "0" * 32 and match[2] != "0" * 16:
+        return header
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"
+
+
+def trace_id(traceparent: str) -> str:
+    """The trace id within a `traceparent`, 32 hexadecimal digits."""
+    return traceparent[3:35]
