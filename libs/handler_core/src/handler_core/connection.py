@@ -111,7 +111,10 @@ class Connection(Client):
         size = len(headers) + len(payload)
         self.check(subject, size)
         if headers:
-            self._write(b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), len(headers), size, headers, payload))
+            self._write(
+                b"HPUB %b %b %d %d\r\n%b%b\r\n"
+                % (subject.encode(), reply.encode(), len(headers), size, headers, payload)
+            )
         else:
             self._write(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), size, payload))
         self.stats["out_msgs"] += 1
@@ -166,7 +169,7 @@ class Connection(Client):
         return int(subscription._id)
 
     async def detach(self, sid: int) -> None:
-        """Unsubscribe, and keep feeding the sink what the server had already sent, so that nothing is lost on the way."""
+        """Unsubscribe, feeding the sink what the server had already sent, so that nothing is lost on the way."""
         try:
             if self.is_connected:
                 await self._send_unsubscribe(sid)
@@ -277,5 +280,3 @@ def _server(nc: Connection) -> str:
 def _masked(url: str) -> str:
     """A URL list without the user information that may stand in it."""
     return re.sub(r"//[^@/,]*@", "//…@", url)
-
-

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -260,7 +260,13 @@ class PullConsumer:
         """Ask for the free slots that no pending request covers, once those fall under half."""
         limits = self.limits
         free = limits.max_in_flight + limits.prefetch - len(self._running) - len(self._buffer)
-        if self._pending > free // 2 or free <= self._pending or self._stopping or self._fault or not self._nc.is_connected:
+        if (
+            self._pending > free // 2
+            or free <= self._pending
+            or self._stopping
+            or self._fault
+            or not self._nc.is_connected
+        ):
             return
         batch = free - self._pending
         if self._pending == 0:
@@ -302,7 +308,9 @@ class PullConsumer:
             return  # the answer to a pull that has been given up
         left = raw.find(b"Nats-Pending-Messages:")
         remaining = int(raw[left + 22 : raw.find(b"\r\n", left)]) if left >= 0 else None
-        if (code == 408 or (code == 409 and ("batch completed" in lower or "maxbytes" in lower))) and remaining is not None:
+        if (
+            code == 408 or (code == 409 and ("batch completed" in lower or "maxbytes" in lower))
+        ) and remaining is not None:
             self._pending = max(0, self._pending - remaining)
             self._pull()
         elif code == 409 and "leadership change" in lower:
@@ -332,8 +340,7 @@ class PullConsumer:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         buffer = self._buffer
         self._waking = False
         slice_end = time.monotonic() + SLICE
@@ -452,7 +459,9 @@ class _Counters:
     def __init__(self, metrics: Metrics, consumer: PullConsumer) -> None:
         labels: dict[str, Any] = {"stream": consumer.config.stream, "consumer": consumer.config.name}
         settled = ("handler_messages_settled_total", "Messages settled, by outcome.")
-        self.received = metrics.counter("handler_messages_received_total", "Messages delivered to this worker.", **labels)
+        self.received = metrics.counter(
+            "handler_messages_received_total", "Messages delivered to this worker.", **labels
+        )
         self.acked = metrics.counter(*settled, **labels, outcome="ack")
         self.retried = metrics.counter(*settled, **labels, outcome="nak")
         self.dead = metrics.counter(*settled, **labels, outcome="dead_letter")

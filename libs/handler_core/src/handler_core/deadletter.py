@@ -16,8 +16,8 @@ async def dead_letter(api: Api, nc: Connection, delivery: Delivery, error: Handl
     """Store the message on `dlq.{stream}.{consumer}` and wait until it is stored.
 
     The original headers are kept but for those that would act on the server. Added are `Dead-Letter-Reason`, `-Type`,
-    `-Stage`, `-Subject`, `-Stream`, `-Consumer`, `-Sequence`, `-Deliveries`, `-Timestamp`, and `Nats-Msg-Id`, by which a
-    letter is stored once. A message that does not fit keeps its first `KEEP` bytes and says so: `Truncated: {size}`.
+    `-Stage`, `-Subject`, `-Stream`, `-Consumer`, `-Sequence`, `-Deliveries`, `-Timestamp`, and `Nats-Msg-Id`, by which
+    a letter is stored once. A message that does not fit keeps its first `KEEP` bytes and says so: `Truncated: {size}`.
 
     Raises:
         JetStreamError, Transient: it is not stored, or not known to be.

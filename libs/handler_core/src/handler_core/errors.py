@@ -34,6 +34,8 @@ class HandlerError(Exception):
         self.stage = stage
         self.retryable = self.default_retryable if retryable is None else retryable
         self.retry_after = retry_after
+        self.answered = False
+        """Whether the caller has been told already."""
 
     def info(self) -> ErrorInfo:
         """This error as the wire's `error` field."""

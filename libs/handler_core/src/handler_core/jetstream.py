@@ -97,6 +97,8 @@ class Api:
         answer: dict[str, Any] = json.loads(reply.data)
         if (error_body := answer.get("error")) is not None:
             raise JetStreamError(
-                error_body.get("code", 500), error_body.get("err_code", 0), error_body.get("description", "unknown error")
+                error_body.get("code", 500),
+                error_body.get("err_code", 0),
+                error_body.get("description", "unknown error"),
             )
         return answer

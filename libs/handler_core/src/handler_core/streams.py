@@ -178,7 +178,9 @@ class Difference:
         return f"{self.kind} {self.name}: {self.field} is {self.actual!r}, declared {self.declared!r}{note}"
 
 
-def compare(kind: Literal["stream", "consumer"], name: str, declared: dict[str, Any], actual: dict[str, Any]) -> list[Difference]:
+def compare(
+    kind: Literal["stream", "consumer"], name: str, declared: dict[str, Any], actual: dict[str, Any]
+) -> list[Difference]:
     """The declared fields in which the server's configuration differs; what the server adds is ignored."""
     differences = []
     for field, value in declared.items():
@@ -209,7 +211,7 @@ async def diff_stream(api: Api, stream: Stream, replicas: int = 1) -> list[Diffe
 
 
 async def diff_consumer(api: Api, consumer: Consumer) -> tuple[list[Difference], dict[str, Any]]:
-    """How the server's consumer differs from the declaration, and the server's configuration of it (empty if missing)."""
+    """How the server's consumer differs from the declaration, and its configuration there (empty if missing)."""
     name = f"{consumer.stream}/{consumer.name}"
     try:
         info = await api.request(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")

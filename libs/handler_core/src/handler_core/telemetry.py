@@ -104,7 +104,7 @@ class Metrics:
     def _get(self, name: str, help: str, kind: str, labels: dict[str, str], make: Callable[[], M]) -> M:
         _, _, members = self._families.setdefault(name, (help, kind, {}))
         key = "{" + ",".join(f'{label}="{_escaped(value)}"' for label, value in labels.items()) + "}" if labels else ""
-        return cast(M, members.setdefault(key, make()))
+        return cast("M", members.setdefault(key, make()))
 
     def upstream(self, name: str, seconds: float, outcome: str) -> None:
         """Count one upstream call; the `observe` hook of the clients."""

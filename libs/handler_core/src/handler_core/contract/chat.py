@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Message, Request
-from handler_core.contract.errors import ErrorInfo
 
 REQUEST_SUBJECT = "ai.chat.request"
 USER_SUBJECT = "ai.chat.user.{user}.message"
-RESPONSE_PREFIX = "chat.response"
 
 FilterValue = str | int | float | bool
 FilterTerm = FilterValue | list[FilterValue] | dict[Literal["gt", "gte", "lt", "lte", "ne"], FilterValue]
@@ -86,37 +85,19 @@ class Usage(Message):
     total_tokens: int = 0
 
 
-class ChatResponse(Message):
-    """The final answer, on `ai.chat.response.{request_id}`."""
+class ChatResponse(Response):
+    """The final answer, on `ai.chat.response.{request_id}`.
 
-    request_id: str
+    `timings` has `queue_ms`, `embed_ms`, `search_ms`, `rerank_ms`, `llm_first_token_ms`, `llm_ms` and `total_ms`;
+    `degraded` names any of `embeddings`, `vectors`, `reranker`, `tts`, `llm_truncated`.
+    """
+
     response: str = ""
     sources: list[Source] = Field(default_factory=list)
     citations: list[Citation] = Field(default_factory=list)
     used_rag: bool = False
     usage: Usage = Usage()
     audio: bytes | None = None
-    timings: dict[str, float] = Field(default_factory=dict)
-    """Milliseconds by stage: `queue_ms`, `embed_ms`, `search_ms`, `rerank_ms`, `llm_first_token_ms`, `llm_ms`,
-    `total_ms`."""
-    degraded: list[str] = Field(default_factory=list)
-    """What the answer had to do without: `embeddings`, `vectors`, `reranker`, `tts`, `llm_truncated`."""
-    success: bool = True
-    error: ErrorInfo | None = None
 
 
-class StreamEvent(Message):
-    """One event of a streamed answer, on `ai.chat.response.stream.{request_id}`.
-
-    `seq` rises by one with each event, over all attempts. After `restart` a client discards the text it has: the
-    turn is being answered anew by another worker. A stream ends in exactly one `done` or `error`.
-    """
-
-    request_id: str
-    seq: int
-    attempt: int = 1
-    type: Literal["chunk", "restart", "done", "error"]
-    content: str = ""
-    done: bool = False
-    error: ErrorInfo | None = None
-    timestamp: float
+CHAT = Family("chat.response", ChatResponse)

@@ -1,0 +1,217 @@
+"""One coherent answer, whoever writes it.
+
+A turn may be answered by two workers: one dies or stalls, the message is redelivered, and the first may wake up again.
+What is *stored* decides, so every event is published with the sequence of the event before it as a condition
+(`Nats-Expected-Last-Subject-Sequence`): of two writers one is refused, stops, and settles nothing. A redelivered turn
+first looks for its final response; without one it publishes `restart`, which shuts the earlier writer out, and only
+then begins. The final response is conditional on the same sequence, so that it always belongs to the last attempt.
+
+Publishing waits for the acknowledgement, one event at a time; text that arrives meanwhile goes out together.
+"""
+
+import asyncio
+import re
+import time
+import uuid
+from typing import Generic, Literal, TypeVar
+
+from handler_core.codec import decode, encode
+from handler_core.connection import Connection
+from handler_core.contract.answer import Family, Response, StreamEvent
+from handler_core.errors import Abandoned, HandlerError, InvalidRequest, Transient
+from handler_core.jetstream import (
+    EXPECTED_LAST,
+    EXPECTED_LAST_SUBJECT,
+    MSG_ID,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    JetStreamError,
+)
+
+R = TypeVar("R", bound=Response)
+
+MAX_CHUNK = 16_384
+"""Characters of one chunk event; at four bytes each it fits any server's `max_payload`."""
+PUBLISH_TRIES = 3
+
+_INBOX = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+)+").fullmatch
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
+
+
+class AlreadyAnswered(Exception):
+    """The final response is stored already; the message only needs its acknowledgement."""
+
+
+class Answer(Generic[R]):
+    """Writes the events and the final response of one turn.
+
+    Args:
+        attempt: how many times the request has been delivered; `open` looks for earlier writers from the second on.
+        streaming: whether events are published; without them only the final response is.
+        copy_to: a further subject for the final response, checked against what the family allows.
+        headers: trace context, sent with everything.
+
+    Raises:
+        InvalidRequest: `copy_to` is not a subject that a caller may name.
+    """
+
+    def __init__(
+        self,
+        nc: Connection,
+        family: Family[R],
+        request_id: str,
+        *,
+        attempt: int,
+        streaming: bool,
+        copy_to: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self._nc = nc
+        self._api = Api(nc)
+        self._family = family
+        self._attempt = attempt
+        self._streaming = streaming
+        self._copy_to = _writable(family, copy_to) if copy_to else None
+        self._headers = headers or {}
+        self._final = f"evt.{family.prefix}.{request_id}"
+        self._stream = f"evt.{family.prefix}.stream.{request_id}"
+        self._writer = uuid.uuid4().hex[:12]
+        self._last = 0
+        self._seq = 0
+        self._ended = False
+        self._text: list[str] = []
+        self._work = asyncio.Event()
+        self._closing = False
+
+    async def open(self) -> None:
+        """Take the turn over from whoever had it before; nothing to do at the first attempt.
+
+        Raises:
+            AlreadyAnswered: the final response is there; a stream that lacked its end has it now.
+            Abandoned: somebody else is taking it over at this moment.
+        """
+        if self._attempt == 1:
+            return
+        await self._raise_if_answered()
+        if self._streaming:
+            await self._event("restart")
+            # The earlier writer is shut out from here on, but may have finished just before.
+            await self._raise_if_answered()
+
+    async def answered(self) -> bool:
+        """Whether a final response is stored."""
+        return await self._api.last(self._family.stream, self._final) is not None
+
+    async def _raise_if_answered(self) -> None:
+        final = await self._api.last(self._family.stream, self._final)
+        if self._streaming:
+            event = await self._api.last(self._family.stream, self._stream)
+            if event is not None:
+                before = decode(event.data, StreamEvent)
+                self._last, self._seq, self._ended = event.sequence, before.seq, before.done
+                if final is not None and not self._ended:
+                    response = decode(final.data, self._family.response)
+                    if before.type == "restart":
+                        await self._event("chunk", getattr(response, "response", ""))
+                    await self._event("error" if response.error else "done", response=response)
+        if final is not None:
+            raise AlreadyAnswered
+
+    # -- text
+
+    def write(self, text: str) -> None:
+        """Stream a piece of the answer; it goes out as soon as the piece before it is stored."""
+        if self._streaming and text:
+            self._text.append(text)
+            self._work.set()
+
+    def close(self) -> None:
+        """No more text: `pump` returns once what is written is stored."""
+        self._closing = True
+        self._work.set()
+
+    async def pump(self) -> None:
+        """Publish what `write` brings until `close`.
+
+        Raises:
+            Abandoned: another worker has taken over.
+            Transient: the stream does not answer.
+        """
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._text:
+                text = "".join(self._text)
+                self._text = [text[MAX_CHUNK:]] if len(text) > MAX_CHUNK else []
+                await self._event("chunk", text[:MAX_CHUNK])
+            if self._closing:
+                return
+
+    # -- the end
+
+    async def finish(self, response: R) -> None:
+        """Store the final response, then end the stream with `done` (or `error`, when that is what it says).
+
+        Raises:
+            Abandoned: another worker has answered or taken over.
+            MessageTooLarge: the response does not fit; nothing was stored.
+            Transient: the stream does not answer.
+        """
+        payload = encode(response)
+        expected = {EXPECTED_LAST: str(self._last)}
+        if self._streaming:
+            expected[EXPECTED_LAST_SUBJECT] = self._stream
+        await self._store(self._final, payload, {**expected, MSG_ID: f"{self.request_id}:{self._writer}:final"})
+        if self._streaming:
+            await self._event("error" if response.error else "done", response=response)
+        if self._copy_to is not None:
+            await self._nc.publish(self._copy_to, payload, headers=self._headers)
+
+    async def fail(self, error: HandlerError, timings: dict[str, float]) -> None:
+        """Answer with an error; raises as `finish` does."""
+        error.answered = True
+        await self.finish(
+            self._family.response(request_id=self.request_id, success=False, error=error.info(), timings=timings)
+        )
+
+    async def _event(
+        self, type: Literal["chunk", "restart", "done", "error"], content: str = "", *, response: Response | None = None
+    ) -> None:
+        event = StreamEvent(
+            request_id=self.request_id,
+            seq=self._seq + 1,
+            attempt=self._attempt,
+            type=type,
+            content=content,
+            done=type in ("done", "error"),
+            error=response.error if response else None,
+            timestamp=time.time(),
+        )
+        headers = {EXPECTED_LAST: str(self._last), MSG_ID: f"{self.request_id}:{self._writer}:{event.seq}"}
+        self._last = await self._store(self._stream, encode(event), headers)
+        self._seq = event.seq
+
+    async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> int:
+        # A lost acknowledgement is asked for again under the same Nats-Msg-Id, which names this very writer.
+        for tries_left in range(PUBLISH_TRIES - 1, -1, -1):
+            try:
+                return await self._api.publish(subject, payload, {**self._headers, **headers})
+            except JetStreamError as error:
+                if error.err_code in WRONG_LAST_SEQUENCE:
+                    raise Abandoned(f"another worker answers {self.request_id}") from None
+                raise Transient(f"the answer could not be stored: {error.description}") from None
+            except Transient:
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+
+def _writable(family: Family[R], subject: str) -> str:
+    """The subject on which a copy for `subject` is published; a caller may name an inbox or the family's own."""
+    prefix = f"ai.{family.prefix}."
+    if _INBOX(subject):
+        return subject
+    if subject.startswith(prefix) and _TOKEN(subject.removeprefix(prefix)):
+        return "evt." + subject.removeprefix("ai.")
+    raise InvalidRequest(f"response_subject: has to be an _INBOX or below {prefix}", stage="decode")

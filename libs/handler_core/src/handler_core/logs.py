@@ -1,0 +1,46 @@
+"""Logging: one JSON object a line in containers, readable colours on a terminal.
+
+The library's own lines and those of the packages beneath (nats-py, aiohttp, pymilvus) come out in the same form.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from handler_core.config import LogSettings
+
+
+def configure(settings: LogSettings, service: str) -> None:
+    """Set up structlog and the standard library's logging for the whole process."""
+    level = logging.getLevelName(settings.log_level.upper())
+    console = sys.stderr.isatty() if settings.log_format == "auto" else settings.log_format == "console"
+
+    def name_service(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["service"] = service
+        return event
+
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+    ]
+    last: list[Any]
+    if console:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:
+        shared.append(name_service)
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)

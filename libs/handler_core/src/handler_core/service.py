@@ -1,0 +1,281 @@
+"""A service: settings, a lifespan, and consumers bound to typed handlers.
+
+service = Service("chat_handler", Settings)
+
+@service.lifespan
+async def clients(settings: Settings, runtime: Runtime) -> AsyncIterator[Clients]:
+    async with new_session() as session:
+        yield Clients(session, …)
+
+@service.answers(streams.CHAT_HANDLER, CHAT)
+async def chat(request: ChatRequest, ctx: Context[Clients]) -> AsyncIterator[str | ChatResponse]:
+    yield "Hello"
+    yield ChatResponse(response="Hello")
+
+if __name__ == "__main__":
+    service.main()
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from handler_core import codec, logs
+from handler_core.config import ServiceSettings, load_or_exit, printable
+from handler_core.connection import Connection, connect
+from handler_core.consumer import Limits, Process, PullConsumer, Refuse
+from handler_core.context import Context
+from handler_core.contract.answer import Family
+from handler_core.contract.base import Message, Request
+from handler_core.delivery import Delivery
+from handler_core.health import Check, Health
+from handler_core.streams import Consumer
+from handler_core.telemetry import Metrics
+from handler_core.turn import Turn
+
+log = structlog.get_logger("handler_core.service")
+
+S = TypeVar("S", bound=ServiceSettings)
+C = TypeVar("C")
+H = TypeVar("H", bound=Callable[..., Any])
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing clients and flushing the connection may take."""
+
+
+@dataclass
+class Runtime:
+    """What a lifespan may use and add to."""
+
+    nc: Connection
+    metrics: Metrics
+    health: Health
+
+
+Lifespan = Callable[[S, Runtime], AsyncIterator[Any]]
+LimitsFor = Callable[[S], Limits]
+_Bind = Callable[[Connection, Any, Limits], tuple[Process, Refuse | None]]
+
+
+@dataclass
+class _Binding(Generic[S]):
+    consumer: Consumer
+    limits: LimitsFor[S]
+    bind: _Bind
+
+
+@dataclass
+class Service(Generic[S]):
+    """What a service declares; `main` runs it as a process, `run` within one.
+
+    Args:
+        name: the process's name in NATS, logs and metrics.
+        settings: read once, at the start.
+    """
+
+    name: str
+    settings: type[S]
+    _bindings: list[_Binding[S]] = field(default_factory=list, init=False)
+    _lifespan: Lifespan[S] | None = field(default=None, init=False)
+
+    # -- declaring
+
+    def lifespan(self, function: Lifespan[S]) -> Lifespan[S]:
+        """Build what handlers need: an async generator that yields it once, as `ctx.clients`, and cleans up after."""
+        self._lifespan = function
+        return function
+
+    def consumes(self, consumer: Consumer, limits: LimitsFor[S] | None = None) -> Callable[[H], H]:
+        """Bind `async def handler(message: Model, ctx: Context) -> None` to a consumer.
+
+        The model is the handler's first annotation. A message that does not fit it is dead-lettered.
+        """
+
+        def bind(handler: H) -> H:
+            model = _first_annotation(handler, Message)
+
+            def make(nc: Connection, clients: Any, _: Limits) -> tuple[Process, None]:
+                return _typed(nc, clients, model, handler), None
+
+            self._bindings.append(_Binding(consumer, limits or (lambda _: Limits()), make))
+            return handler
+
+        return bind
+
+    def answers(self, consumer: Consumer, family: Family[Any], limits: LimitsFor[S] | None = None) -> Callable[[H], H]:
+        """Bind a handler that answers a family's requests; see `turn.TurnHandler` for its two forms."""
+
+        def bind(handler: H) -> H:
+            model = _first_annotation(handler, Request)
+
+            def make(nc: Connection, clients: Any, limits: Limits) -> tuple[Process, Refuse]:
+                turn = Turn(nc, clients, family, model, handler, limits)
+                return turn.process, turn.refuse
+
+            self._bindings.append(_Binding(consumer, limits or (lambda _: Limits()), make))
+            return handler
+
+        return bind
+
+    # -- running
+
+    def main(self, argv: list[str] | None = None) -> None:
+        """Run as a process until SIGTERM or SIGINT; a wrong setting or a lost connection ends it with an error."""
+        parser = argparse.ArgumentParser(prog=f"python -m {self.name}", description=f"The {self.name} service.")
+        parser.add_argument("--print-config", action="store_true", help="show the effective settings and exit")
+        arguments = parser.parse_args(argv)
+        settings = load_or_exit(self.settings)
+        if arguments.print_config:
+            print(printable(settings))
+            return
+        logs.configure(settings, self.name)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            sys.exit(runner.run(self._run_process(settings)))
+
+    async def _run_process(self, settings: S) -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def interrupted(number: int) -> None:
+            stop.set()
+            loop.remove_signal_handler(number)  # a second one ends the process at once
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, interrupted, number)
+        try:
+            await self.run(settings, stop)
+        except (ConnectionLost, OSError) as error:
+            log.error("service_failed", error=str(error))
+            return 1
+        return 0
+
+    async def run(self, settings: S, stop: asyncio.Event, *, started: asyncio.Future[Runtime] | None = None) -> None:
+        """Serve until `stop` is set, then drain, in this order: not ready; pull no more and hand back what waits;
+        finish what runs, for `drain_timeout` at most; close what the lifespan built; flush and close the connection.
+
+        Args:
+            started: resolved once everything is built and consumers are being bound.
+
+        Raises:
+            ConnectionLost: NATS closed the connection for good.
+            OSError: the health port is taken.
+        """
+        metrics = Metrics()
+        health = Health(metrics)
+        lost = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            port = await health.start(settings.health_host, settings.health_port)
+            stack.push_async_callback(health.stop)
+            health.ready["nats"] = lambda: "not connected"
+            nc = await _unless(stop, connect(settings, self.name, on_closed=lost.set))
+            if nc is None:
+                return
+            stack.push_async_callback(_close, nc)
+            health.ready["nats"] = lambda: "" if nc.is_connected else "not connected"
+            health.alive["nats"] = lambda: "closed" if nc.is_closed else ""
+            runtime = Runtime(nc, metrics, health)
+            clients = None
+            if self._lifespan is not None:
+                clients = await stack.enter_async_context(
+                    contextlib.asynccontextmanager(self._lifespan)(settings, runtime)
+                )
+            consumers = [self._consumer(binding, runtime, clients, settings) for binding in self._bindings]
+            log.info("service_started", health_port=port, consumers=[c.name for c in consumers])
+            if started is not None:
+                started.set_result(runtime)
+            await self._serve(consumers, health, settings, stop, lost)
+            if lost.is_set() and not stop.is_set():
+                raise ConnectionLost("NATS closed the connection")
+        log.info("service_stopped")
+
+    def _consumer(self, binding: _Binding[S], runtime: Runtime, clients: Any, settings: S) -> PullConsumer:
+        limits = binding.limits(settings)
+        process, refuse = binding.bind(runtime.nc, clients, limits)
+        consumer = PullConsumer(runtime.nc, binding.consumer, process, limits, refuse=refuse, metrics=runtime.metrics)
+        runtime.health.ready[f"consumer {consumer.name}"] = lambda: consumer.problem
+        return consumer
+
+    async def _serve(
+        self, consumers: list[PullConsumer], health: Health, settings: S, stop: asyncio.Event, lost: asyncio.Event
+    ) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            keepers = [tasks.create_task(health.watch_loop())]
+            running = [tasks.create_task(consumer.run()) for consumer in consumers]
+            for consumer, task in zip(consumers, running, strict=True):
+                health.alive[f"consumer {consumer.name}"] = _runs(task)
+            ends = [tasks.create_task(event.wait()) for event in (stop, lost)]
+            await asyncio.wait([*ends, *running], return_when=asyncio.FIRST_COMPLETED)
+            health.ready["draining"] = lambda: "stopping"
+            in_flight = sum(consumer.in_flight for consumer in consumers)
+            log.info("service_draining", in_flight=in_flight, limit=settings.drain_timeout)
+            for consumer in consumers:
+                consumer.stop()
+            if running:
+                _, late = await asyncio.wait(running, timeout=settings.drain_timeout if not lost.is_set() else 0)
+                if late:
+                    log.warning("drain_cut_short", in_flight=sum(consumer.in_flight for consumer in consumers))
+            for unfinished in (*keepers, *ends, *running):
+                unfinished.cancel()
+
+
+class ConnectionLost(Exception):
+    """NATS ended the connection and will not have it back; a fresh process may."""
+
+
+def _typed(nc: Connection, clients: Any, model: type[Message], handler: Callable[..., Awaitable[None]]) -> Process:
+    async def process(delivery: Delivery) -> None:
+        message = codec.decode(delivery.data, model)
+        await handler(message, Context(nc, clients, delivery, getattr(message, "request_id", None) or ""))
+
+    return process
+
+
+def _first_annotation(handler: Callable[..., Any], base: type[Message]) -> type[Any]:
+    hints = typing.get_type_hints(handler)
+    first = next(iter(hints.values()), None)
+    if not (isinstance(first, type) and issubclass(first, base)):
+        raise TypeError(f"{handler.__name__}: its first parameter has to be annotated with a {base.__name__} model")
+    return first
+
+
+def _runs(task: asyncio.Task[None]) -> Check:
+    return lambda: "its task has ended" if task.done() else ""
+
+
+async def _unless(stop: asyncio.Event, work: typing.Coroutine[Any, Any, Connection]) -> Connection | None:
+    """The result of `work`, or None when `stop` comes first."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            job, end = tasks.create_task(work), tasks.create_task(stop.wait())
+            await asyncio.wait([job, end], return_when=asyncio.FIRST_COMPLETED)
+            end.cancel()
+            job.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return None if job.cancelled() else job.result()
+
+
+async def _close(nc: Connection) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            if nc.is_connected:
+                await nc.flush()
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await nc.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return typing.cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)

