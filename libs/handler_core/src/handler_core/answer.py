@@ -79,7 +79,6 @@ class Answer(Generic[R]):
         self._writer = uuid.uuid4().hex[:12]
         self._last = 0
         self._seq = 0
-        self._ended = False
         self._text: list[str] = []
         self._work = asyncio.Event()
         self._closing = False
@@ -104,19 +103,23 @@ class Answer(Generic[R]):
         return await self._api.last(self._family.stream, self._final) is not None
 
     async def _raise_if_answered(self) -> None:
+        # The events first: a final response is stored before its `done`, so that one read after them can be missing
+        # only if they had not ended; and if it comes later still, the next event's condition tells.
+        newest = None
+        if self._streaming and (event := await self._api.last(self._family.stream, self._stream)) is not None:
+            if self._last not in (0, event.sequence):
+                raise Abandoned(f"another worker answers {self.request_id}")
+            newest = decode(event.data, StreamEvent)
+            self._last, self._seq = event.sequence, newest.seq
         final = await self._api.last(self._family.stream, self._final)
-        if self._streaming:
-            event = await self._api.last(self._family.stream, self._stream)
-            if event is not None:
-                before = decode(event.data, StreamEvent)
-                self._last, self._seq, self._ended = event.sequence, before.seq, before.done
-                if final is not None and not self._ended:
-                    response = decode(final.data, self._family.response)
-                    if before.type == "restart":
-                        await self._event("chunk", getattr(response, "response", ""))
-                    await self._event("error" if response.error else "done", response=response)
-        if final is not None:
-            raise AlreadyAnswered
+        if final is None:
+            return
+        if newest is not None and not newest.done:
+            response = decode(final.data, self._family.response)
+            if newest.type == "restart":
+                await self._event("chunk", getattr(response, "response", ""))
+            await self._event("error" if response.error else "done", response=response)
+        raise AlreadyAnswered
 
     # -- text
 
@@ -193,15 +196,21 @@ class Answer(Generic[R]):
         self._seq = event.seq
 
     async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> int:
-        # A lost acknowledgement is asked for again under the same Nats-Msg-Id, which names this very writer.
+        """Publish until acknowledged; returns the stream sequence."""
+        lost = False
         for tries_left in range(PUBLISH_TRIES - 1, -1, -1):
             try:
                 return await self._api.publish(subject, payload, {**self._headers, **headers})
             except JetStreamError as error:
-                if error.err_code in WRONG_LAST_SEQUENCE:
-                    raise Abandoned(f"another worker answers {self.request_id}") from None
-                raise Transient(f"the answer could not be stored: {error.description}") from None
+                if error.err_code not in WRONG_LAST_SEQUENCE:
+                    raise Transient(f"the answer could not be stored: {error.description}") from None
+                # The server checks the sequence before the message id: the one that stands there may be our own.
+                newest = await self._api.last(self._family.stream, subject) if lost else None
+                if newest is not None and newest.headers.get(MSG_ID) == headers[MSG_ID]:
+                    return newest.sequence
+                raise Abandoned(f"another worker answers {self.request_id}") from None
             except Transient:
+                lost = True
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")

@@ -1,11 +1,12 @@
 """The NATS connection: nats-py's client with checked publishes and a direct path for pulled messages.
 
-Two things are added by overriding nats-py 2.16's private methods, which is why the version is pinned:
+What is added overrides nats-py 2.16's private methods, which is why the version is pinned:
 
 - every publish passes `publish`/`send`, which refuse what would make the server close the connection for good
   (a subject or message that is too long), since redelivery would then take the next worker down with it;
 - a pulled message goes from the parser straight to its consumer, headers unparsed, without a queue and a task
-  between, which is most of the difference to `fetch` (see benchmarks/).
+  between, which is most of the difference to `fetch` (see benchmarks/);
+- a flush means what it says, and no late PONG or failing callback leaves a connection that is open but deaf.
 """
 
 import asyncio
@@ -65,7 +66,7 @@ def parse_headers(raw: bytes | None) -> dict[str, str]:
 def header_block(headers: dict[str, str]) -> bytes:
     """A dict as a NATS header block; line ends inside a value become spaces."""
     lines = "".join(f"{name}: {value.translate(_NO_LINE_ENDS)}\r\n" for name, value in headers.items())
-    return _HEADER_LINE + lines.encode() + b"\r\n"
+    return _HEADER_LINE + lines.encode("utf-8", "replace") + b"\r\n"
 
 
 _NO_LINE_ENDS = {13: " ", 10: " "}
@@ -168,13 +169,16 @@ class Connection(Client):
         self._sinks[subscription._id] = sink
         return int(subscription._id)
 
+    def mute(self, sid: int) -> None:
+        """Queue the end of a subscription; its sink still gets what is on the way, until `detach`."""
+        with contextlib.suppress(nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError):
+            self._write(b"UNSUB %d\r\n" % sid)
+
     async def detach(self, sid: int) -> None:
         """Unsubscribe, feeding the sink what the server had already sent, so that nothing is lost on the way."""
         try:
-            if self.is_connected:
-                await self._send_unsubscribe(sid)
-                with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                    await self.flush(timeout=int(CONNECT_TIMEOUT))
+            self.mute(sid)
+            await self.responds(CONNECT_TIMEOUT)
         finally:
             self._subs.pop(sid, None)
             self._sinks.pop(sid, None)
@@ -186,15 +190,60 @@ class Connection(Client):
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        sink(subject, reply, data, headers)
+        try:
+            sink(subject, reply, data, headers)
+        except Exception:
+            # Nothing that arrives may end the read loop; unsettled, the message comes again.
+            log.exception("pulled_message_failed", subject=subject)
+
+    # -- where nats-py would be left waiting or deaf
+
+    async def responds(self, timeout: float) -> bool:
+        """Whether the server has taken all that was sent so far and says so within `timeout` seconds."""
+        if not self.is_connected:
+            return False
+        try:
+            await self.flush(timeout=timeout)  # type: ignore[arg-type]
+        except (nats.errors.Error, TimeoutError, OSError):
+            return False
+        return True
+
+    async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
+        # nats-py's PING overtakes what waits in `_pending`, so that its PONG would say nothing about that.
+        if self._pending and self._transport is not None:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(pending)
+        await super()._send_ping(future)
+
+    async def _process_pong(self) -> None:
+        # The PONG of a flush that was given up: nats-py sets the result of a cancelled future, and stops reading.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        if self.is_connected and asyncio.current_task() is self._reading_task:
+            # Ended by an unexpected error, not by a lost connection: nobody would read from here on.
+            await self._process_op_err(nats.errors.StaleConnectionError())
+
+    async def _attempt_reconnect(self) -> None:
+        # nats-py waits until the lost connection has sent what it holds, which may be never.
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._attempt_reconnect()
 
 
-async def connect(settings: NatsSettings, name: str, *, on_closed: Callable[[], None] | None = None) -> Connection:
+async def connect(
+    settings: NatsSettings, name: str, *, on_closed: Callable[[], None] | None = None, quiet: bool = False
+) -> Connection:
     """Connect, trying for as long as it takes, and from then on reconnect for ever; bound it with `asyncio.timeout`.
 
     Args:
         name: shown by the server's monitoring.
         on_closed: called when the connection has ended for good, by `close` or because the server refused us.
+        quiet: leave it to the caller to say that the server cannot be reached.
     """
     nc = Connection()
     failures = 0
@@ -221,7 +270,7 @@ async def connect(settings: NatsSettings, name: str, *, on_closed: Callable[[], 
             log.warning("nats_error", error=_text(exc))
             return
         failures += 1
-        if failures in (1, 10) or failures % 120 == 0:
+        if not quiet and (failures in (1, 10) or failures % 120 == 0):
             log.warning("nats_unreachable", url=_masked(settings.nats_url), error=_text(exc), attempts=failures)
 
     await nc.connect(

@@ -43,13 +43,9 @@ class Health:
             OSError: the port is taken.
         """
         app = web.Application()
-        app.add_routes(
-            [
-                web.get("/livez", lambda _: self._answer(self.alive)),
-                web.get("/readyz", lambda _: self._answer(self.ready)),
-                web.get("/metrics", self._scrape),
-            ]
-        )
+        app.router.add_get("/livez", self._live)
+        app.router.add_get("/readyz", self._readiness)
+        app.router.add_get("/metrics", self._scrape)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
@@ -72,8 +68,14 @@ class Health:
         lag = max(self._lag, time.monotonic() - self._lag_at - LAG_INTERVAL)
         return f"the event loop lags by {lag:.1f} s" if lag > MAX_LAG else ""
 
+    async def _live(self, _: web.Request) -> web.Response:
+        return self._answer(self.alive)
+
+    async def _readiness(self, _: web.Request) -> web.Response:
+        return self._answer(self.ready)
+
     @staticmethod
-    async def _answer(checks: dict[str, Check]) -> web.Response:
+    def _answer(checks: dict[str, Check]) -> web.Response:
         results = {name: check() or "ok" for name, check in checks.items()}
         good = all(result == "ok" for result in results.values())
         return web.json_response(

@@ -71,8 +71,15 @@ class Api:
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The newest message of a subject, read from the stream's leader; None when there is none."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def next(self, stream: str, subject: str, sequence: int) -> Stored | None:
+        """The first message of a subject (wildcards allowed) at `sequence` or after; None when there is none."""
+        return await self._get(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def _get(self, stream: str, what: Mapping[str, Any]) -> Stored | None:
         try:
-            reply = await self.request(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            reply = await self.request(f"STREAM.MSG.GET.{stream}", what)
         except JetStreamError as error:
             if error.err_code == NO_MESSAGE_FOUND:
                 return None

@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from handler_core.codec import decode, encode
+from handler_core.client import follow
 from handler_core.config import NatsSettings, ServiceSettings
 from handler_core.connection import Connection, connect
 from handler_core.contract.answer import Family, Response, StreamEvent
 from handler_core.contract.base import Request
+from handler_core.jetstream import Api, Stored
 from handler_core.service import Runtime, Service
 
 R = TypeVar("R", bound=Response)
@@ -153,6 +154,15 @@ async def until(condition: Any, what: str, *, timeout: float = START_TIMEOUT) ->
         await asyncio.sleep(0.01)
 
 
+async def stored(nc: Connection, stream: str, subject: str) -> list[Stored]:
+    """Every message that a stream holds of a subject (wildcards allowed), in order."""
+    api, found, sequence = Api(nc), [], 1
+    while (message := await api.next(stream, subject, sequence)) is not None:
+        found.append(message)
+        sequence = message.sequence + 1
+    return found
+
+
 @dataclass
 class Answered(Generic[R]):
     """What a client saw of a turn."""
@@ -180,38 +190,22 @@ async def ask(
     subject: str,
     request: Request,
     *,
-    timeout: float = 20.0,
+    timeout: float = START_TIMEOUT,
     headers: dict[str, str] | None = None,
 ) -> Answered[R]:
-    """Publish a request as a client does and wait for its final response and, when it streams, the stream's end."""
-    request_id = request.request_id or uuid.uuid4().hex
-    request = request.model_copy(update={"request_id": request_id})
-    responses: asyncio.Queue[bytes] = asyncio.Queue()
+    """Publish a request, its id made if it has none, and collect what its caller sees until the answer is whole."""
+    request = request.model_copy(update={"request_id": request.request_id or uuid.uuid4().hex})
     events: list[StreamEvent] = []
-    ended = asyncio.Event()
-
-    async def on_event(message: Any) -> None:
-        events.append(decode(message.data, StreamEvent))
-        if events[-1].done:
-            ended.set()
-
-    async def on_response(message: Any) -> None:
-        responses.put_nowait(message.data)
-
-    watched = [
-        await nc.subscribe(family.stream_subject(request_id), cb=on_event),
-        await nc.subscribe(family.response_subject(request_id), cb=on_response),
-    ]
-    try:
-        await nc.publish(subject, encode(request), headers=headers)
-        async with asyncio.timeout(timeout):
-            response = decode(await responses.get(), family.response)
-            if getattr(request, "enable_streaming", False):
-                await ended.wait()
-    finally:
-        for subscription in watched:
-            await subscription.unsubscribe()
-    return Answered(response, events)
+    async with (
+        asyncio.timeout(timeout),
+        contextlib.aclosing(follow(nc, family, subject, request, headers=headers)) as answer,
+    ):
+        async for item in answer:
+            if isinstance(item, StreamEvent):
+                events.append(item)
+            else:
+                return Answered(item, events)
+    raise AssertionError("the answer ended without a response")
 
 
 @contextlib.contextmanager

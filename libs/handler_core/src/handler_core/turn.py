@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar, cast
 
+import structlog
+
 from handler_core.answer import AlreadyAnswered, Answer
 from handler_core.codec import unpack, validate
 from handler_core.connection import Connection
@@ -17,6 +19,7 @@ from handler_core.contract.base import Request
 from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, Canceled, DeadlineExceeded, HandlerError, Internal
+from handler_core.telemetry import current_trace, trace_id
 
 Q = TypeVar("Q", bound=Request)
 R = TypeVar("R", bound=Response)
@@ -55,6 +58,9 @@ class Turn(Generic[Q, R, C]):
         deadline = Deadline.after(request.deadline_ms / 1000 - queued) if request.deadline_ms else None
         ctx = Context(self._nc, self._clients, delivery, request.request_id or _made_id(delivery), deadline)
         ctx.timings.record("queue", queued)
+        current_trace.set(ctx.trace_headers)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=ctx.request_id, trace_id=trace_id(ctx.traceparent))
         answer = self._answer(ctx, getattr(request, "enable_streaming", False), request.response_subject)
         try:
             await answer.open()
@@ -102,6 +108,7 @@ class Turn(Generic[Q, R, C]):
 
     async def _respond(self, request: Q, ctx: Context[C], answer: Answer[R]) -> None:
         try:
+            ctx.deadline.timeout(at_most=1)  # raises if the wait in the stream has used it up
             response = await self._generate(request, ctx, answer)
             await answer.finish(
                 response.model_copy(update={"request_id": ctx.request_id, "timings": ctx.timings.as_dict()})

@@ -1,0 +1,172 @@
+"""Retrieval-augmented answering: embed → search → rerank → prompt → stream.
+
+Plain functions over clients that know nothing of NATS, so that a handler, an HTTP endpoint, a test or another runtime
+can call them. What an answer can do without, it does without, and says so in `degraded`.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from handler_core import prompt
+from handler_core.citations import CitedText, citations
+from handler_core.clients.completion import Delta
+from handler_core.clients.embeddings import Embeddings
+from handler_core.clients.llm import LLM
+from handler_core.clients.reranker import Reranker
+from handler_core.contract.chat import ChatRequest, ChatResponse, FilterTerm, Source, Usage
+from handler_core.deadline import Deadline
+from handler_core.errors import DownstreamUnavailable, NotFound
+from handler_core.timings import Timings
+from handler_core.vectors import Hit
+
+log = structlog.get_logger("handler_core.rag")
+
+CANDIDATES_PER_SOURCE = 4
+MAX_CANDIDATES = 100
+
+
+class Store(Protocol):
+    """Where passages are searched; `handler_core.vectors.VectorStore` is one."""
+
+    async def search(
+        self,
+        collection: str,
+        vector: Sequence[float],
+        *,
+        top_k: int,
+        filter: dict[str, FilterTerm] | None = None,
+        deadline: Deadline,
+    ) -> list[Hit]: ...
+
+
+@dataclass(frozen=True)
+class Rag:
+    """What answering needs.
+
+    Args:
+        premium: answers requests that ask for it; `llm` does where there is none.
+        reranker: without one, sources keep the search's order.
+        collection: searched when a request names none.
+        prompt_tokens: budget of the prompt, instructions and question included.
+    """
+
+    llm: LLM
+    embeddings: Embeddings
+    store: Store
+    reranker: Reranker | None = None
+    premium: LLM | None = None
+    collection: str = "documents"
+    prompt_tokens: int = 6000
+
+
+async def answer(
+    rag: Rag, request: ChatRequest, *, deadline: Deadline | None = None, timings: Timings | None = None
+) -> AsyncGenerator[str | ChatResponse, None]:
+    """Answer a question: yields text as the LLM writes it, then the whole response.
+
+    Raises:
+        DownstreamUnavailable: the LLM cannot be reached or broke off before it said anything.
+        DeadlineExceeded: the time was up.
+        NotFound: the collection that the request names does not exist.
+        InvalidRequest: the filter cannot be expressed.
+    """
+    deadline, timings = deadline or Deadline.never(), timings or Timings()
+    degraded: list[str] = []
+    sources: list[Source] = []
+    if request.enable_rag:
+        sources = await retrieve(rag, request, deadline, timings, degraded)
+        sources = await rerank(rag, request, sources, deadline, timings, degraded)
+    room = rag.prompt_tokens - prompt.tokens(request.query) - prompt.tokens(request.system_prompt or prompt.SYSTEM)
+    sources = prompt.fit(sources, room)
+    messages = prompt.messages(request.query, sources, request.system_prompt)
+
+    text, last = CitedText(), Delta()
+    llm = rag.premium if request.premium and rag.premium is not None else rag.llm
+    with timings.stage("llm"):
+        started = time.perf_counter()
+        deltas = llm.stream(
+            messages,
+            model=request.model,
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            deadline=deadline,
+        )
+        async with aclosing(deltas):
+            async for last in deltas:
+                if started and (last.text or last.reasoning):
+                    timings.record("llm_first_token", time.perf_counter() - started)
+                    started = 0.0
+                if piece := text.feed(last.text):
+                    yield piece
+        if piece := text.close():
+            yield piece
+
+    if last.finish_reason == "truncated":
+        degraded.append("llm_truncated")
+    if request.enable_tts:
+        degraded.append("tts")
+    yield ChatResponse(
+        response=text.text,
+        sources=sources,
+        citations=citations(text.text, sources),
+        used_rag=bool(sources),
+        usage=last.usage or Usage(),
+        degraded=degraded,
+        timings=timings.as_dict(),
+    )
+
+
+async def retrieve(
+    rag: Rag, request: ChatRequest, deadline: Deadline, timings: Timings, degraded: list[str]
+) -> list[Source]:
+    """The passages nearest to the question, more than `top_k` where a reranker will choose among them."""
+    try:
+        with timings.stage("embed"):
+            [vector] = await rag.embeddings.embed([request.query], deadline=deadline)
+    except DownstreamUnavailable as error:
+        _degrade("embeddings", error, degraded)
+        return []
+    wanted = request.top_k
+    if request.enable_reranker and rag.reranker is not None:
+        wanted = max(wanted, min(wanted * CANDIDATES_PER_SOURCE, MAX_CANDIDATES))
+    try:
+        with timings.stage("search"):
+            hits = await rag.store.search(
+                request.collection or rag.collection, vector, top_k=wanted, filter=request.filter, deadline=deadline
+            )
+    except DownstreamUnavailable as error:
+        _degrade("vectors", error, degraded)
+        return []
+    except NotFound as error:
+        if request.collection is not None:
+            raise
+        _degrade("vectors", error, degraded)
+        return []
+    return [Source(id=hit.id, text=hit.text, score=hit.score, metadata=hit.metadata) for hit in hits]
+
+
+async def rerank(
+    rag: Rag, request: ChatRequest, sources: list[Source], deadline: Deadline, timings: Timings, degraded: list[str]
+) -> list[Source]:
+    """The best `top_k` of the passages: by the reranker, or in the order they came."""
+    if request.enable_reranker and rag.reranker is not None and sources:
+        try:
+            with timings.stage("rerank"):
+                ranked = await rag.reranker.rerank(
+                    request.query, [source.text for source in sources], deadline=deadline
+                )
+        except DownstreamUnavailable as error:
+            _degrade("reranker", error, degraded)
+        else:
+            sources = [sources[item.index].model_copy(update={"score": item.score}) for item in ranked]
+    return sources[: request.top_k]
+
+
+def _degrade(what: str, error: Exception, degraded: list[str]) -> None:
+    log.warning("degraded", without=what, error=str(error))
+    degraded.append(what)

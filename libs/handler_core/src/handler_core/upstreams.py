@@ -1,0 +1,79 @@
+"""Clients built from settings; what a service's lifespan puts together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from pydantic import Field, SecretStr
+
+from handler_core.clients.embeddings import Embeddings
+from handler_core.clients.http import Observe, Upstream, new_session
+from handler_core.clients.llm import LLM
+from handler_core.clients.reranker import Reranker
+from handler_core.config import EmbeddingsSettings, LLMSettings, MilvusSettings, RerankerSettings
+from handler_core.rag import Rag
+from handler_core.telemetry import current_trace
+from handler_core.vectors import VectorStore
+
+
+class RagSettings(LLMSettings, EmbeddingsSettings, RerankerSettings, MilvusSettings):
+    """All that answering questions needs."""
+
+    prompt_tokens: int = Field(default=6000, ge=256)
+    """Budget of the prompt, instructions, passages and question together."""
+
+
+@asynccontextmanager
+async def rag_clients(settings: RagSettings, observe: Observe | None = None) -> AsyncIterator[Rag]:
+    """The clients for `rag.answer`, closed afterwards. Nothing is contacted yet."""
+    async with new_session() as session:
+        store = VectorStore(
+            settings.milvus_address, token=_plain(settings.milvus_token), timeout=settings.milvus_timeout
+        )
+        try:
+            yield Rag(
+                llm=_llm(session, settings, observe),
+                premium=_premium(session, settings, observe),
+                embeddings=Embeddings(
+                    _upstream(session, "embeddings", settings.embeddings_url, settings.embeddings_api_key,
+                              settings.embeddings_timeout, observe),
+                    settings.embeddings_model,
+                ),
+                reranker=None if settings.reranker_url is None else Reranker(
+                    _upstream(session, "reranker", settings.reranker_url, settings.reranker_api_key,
+                              settings.reranker_timeout, observe),
+                    settings.reranker_model,
+                ),
+                store=store,
+                collection=settings.collection_name,
+                prompt_tokens=settings.prompt_tokens,
+            )  # fmt: skip
+        finally:
+            await store.close()
+
+
+def _llm(session: aiohttp.ClientSession, settings: LLMSettings, observe: Observe | None) -> LLM:
+    upstream = _upstream(session, "llm", settings.llm_url, settings.llm_api_key, settings.llm_timeout, observe)
+    return LLM(upstream, settings.llm_model, idle_timeout=settings.llm_timeout)
+
+
+def _premium(session: aiohttp.ClientSession, settings: LLMSettings, observe: Observe | None) -> LLM | None:
+    """The premium endpoint: another URL, another model on the same one, or neither."""
+    if settings.llm_premium_url is None and settings.llm_premium_model is None:
+        return None
+    url = settings.llm_premium_url or settings.llm_url
+    key = settings.llm_premium_api_key or (settings.llm_api_key if settings.llm_premium_url is None else None)
+    upstream = _upstream(session, "llm_premium", url, key, settings.llm_timeout, observe)
+    return LLM(upstream, settings.llm_premium_model or settings.llm_model, idle_timeout=settings.llm_timeout)
+
+
+def _upstream(
+    session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, timeout: float, observe: Observe | None
+) -> Upstream:
+    return Upstream(
+        session, name, url, api_key=_plain(key), timeout=timeout, observe=observe, headers=current_trace.get
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

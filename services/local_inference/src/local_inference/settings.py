@@ -1,0 +1,57 @@
+"""What the environment may set."""
+
+from enum import StrEnum
+
+import pydantic_settings
+from pydantic import Field, ValidationError
+from pydantic_settings import SettingsConfigDict
+
+from handler_core.config import LogSettings, SettingsError
+from local_inference.faults import Faults
+
+
+class EngineName(StrEnum):
+    """What answers."""
+
+    MINILM = "minilm"
+    ECHO = "echo"
+
+
+class Settings(LogSettings):
+    """Settings, each by the environment variable of its name in capitals."""
+
+    model_config = SettingsConfigDict(env_nested_delimiter="__")
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """The address to listen on."""
+    port: int = Field(default=8900, ge=0, le=65_535)
+    """The port to listen on; 0 takes a free one, and the start-up line tells which."""
+    engine: EngineName = EngineName.MINILM
+    """`minilm`: real embeddings, an extractive responder and a hybrid reranker. `echo`: no model, next to no cost."""
+    openblas_num_threads: int = Field(default=1, ge=1, le=256)
+    """Threads that one matrix product may use."""
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    """The largest request body."""
+    max_client_batch_size: int = Field(default=32, ge=1, le=4096)
+    """The most texts of one embeddings or TEI rerank request, as `/info` tells."""
+    echo_dimensions: int = Field(default=384, ge=8, le=8192, multiple_of=8)
+    """The length of the echo engine's embeddings."""
+    echo_tokens: int = Field(default=64, ge=1, le=100_000)
+    """The length of the echo engine's replies, in tokens."""
+    faults: Faults = Faults()
+    """Injected from the start: as JSON, or one by one as FAULTS__CHAT__LATENCY_MS=200."""
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: a setting is wrong; the message is one line that names it, nested ones in full.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise SettingsError(f"{'__'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
+    except pydantic_settings.SettingsError:
+        raise SettingsError("FAULTS: is not a JSON object") from None
