@@ -34,11 +34,7 @@ async def rag_clients(settings: RagSettings, observe: Observe | None = None) -> 
             yield Rag(
                 llm=_llm(session, settings, observe),
                 premium=_premium(session, settings, observe),
-                embeddings=Embeddings(
-                    _upstream(session, "embeddings", settings.embeddings_url, settings.embeddings_api_key,
-                              settings.embeddings_timeout, observe),
-                    settings.embeddings_model,
-                ),
+                embeddings=embeddings(session, settings, observe),
                 reranker=None if settings.reranker_url is None else Reranker(
                     _upstream(session, "reranker", settings.reranker_url, settings.reranker_api_key,
                               settings.reranker_timeout, observe),
@@ -50,6 +46,26 @@ async def rag_clients(settings: RagSettings, observe: Observe | None = None) -> 
             )  # fmt: skip
         finally:
             await store.close()
+
+
+def vector_store(settings: MilvusSettings) -> VectorStore:
+    """The vector store; connects at its first use."""
+    return VectorStore(settings.milvus_address, token=_plain(settings.milvus_token), timeout=settings.milvus_timeout)
+
+
+def embeddings(
+    session: aiohttp.ClientSession, settings: EmbeddingsSettings, observe: Observe | None = None
+) -> Embeddings:
+    """The embeddings client over a shared session."""
+    upstream = _upstream(
+        session,
+        "embeddings",
+        settings.embeddings_url,
+        settings.embeddings_api_key,
+        settings.embeddings_timeout,
+        observe,
+    )
+    return Embeddings(upstream, settings.embeddings_model)
 
 
 def _llm(session: aiohttp.ClientSession, settings: LLMSettings, observe: Observe | None) -> LLM:

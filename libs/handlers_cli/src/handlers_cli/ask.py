@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
 from handler_core.client import follow
 from handler_core.codec import validate
@@ -27,7 +27,7 @@ STAGES = {
     "total_ms": "total",
 }
 NEXT_STEP = "Is a chat_handler running, and have the streams been applied (handlers streams apply)?"
-EXCERPT = 160
+EXCERPT = 110
 
 
 def question(fields: dict[str, Any]) -> ChatRequest:
@@ -86,25 +86,18 @@ def _print_rest(response: ChatResponse, *, streamed: bool) -> None:
         out.print(response.response, markup=False)
     cited = {citation.index for citation in response.citations}
     if response.sources:
-        table = Table(title="Sources", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=True)
-        for heading in ("", "score", "source", "passage"):
-            table.add_column(
-                heading, overflow="fold" if heading == "passage" else "ellipsis", no_wrap=heading != "passage"
-            )
-        for number, source in enumerate(response.sources, 1):
-            place = " > ".join([str(source.metadata.get("source") or source.id), *_headings(source.metadata)])
-            text = " ".join(source.text.split())
-            excerpt = text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
-            style = "" if number in cited else "dim"
-            table.add_row(f"\\[{number}]", f"{source.score:.2f}", _escaped(place), _escaped(excerpt), style=style)
-        out.print()
-        out.print(table)
-    times = Table(title="Where the time went", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
+        out.print("\n[bold]Sources[/]")
+    for number, source in enumerate(response.sources, 1):
+        place = " > ".join([str(source.metadata.get("source") or source.id), *_headings(source.metadata)])
+        mark = "cited" if number in cited else "     "
+        text = " ".join(source.text.split())
+        excerpt = text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
+        out.print(f"  [bold]\\[{number}][/] {source.score:5.2f}  {mark}  [cyan]{escape(place)}[/]")
+        out.print(f"      [dim]{escape(excerpt)}[/]")
+    out.print("\n[bold]Where the time went[/]")
     for key, label in STAGES.items():
         if key in response.timings:
-            times.add_row(label, f"{response.timings[key]:,.1f} ms")
-    out.print()
-    out.print(times)
+            out.print(f"  {label:<20} {response.timings[key]:10,.1f} ms")
     if response.degraded:
         err.print(f"[yellow]answered without: {', '.join(response.degraded)}[/]")
 
@@ -112,7 +105,3 @@ def _print_rest(response: ChatResponse, *, streamed: bool) -> None:
 def _headings(metadata: dict[str, Any]) -> list[str]:
     headings = metadata.get("headings")
     return [str(heading) for heading in headings][-1:] if isinstance(headings, list) else []
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

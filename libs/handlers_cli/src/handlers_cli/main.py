@@ -66,6 +66,9 @@ def ingest(
     collection: Annotated[str | None, typer.Option(help="Collection to fill; COLLECTION_NAME when absent.")] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Largest chunk, in tokens.", min=32, max=8192)] = 200,
     overlap: Annotated[int, typer.Option(help="Tokens that neighbouring chunks share.", min=0)] = 40,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json to count tokens with; about right without.", exists=True)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Read documents, cut them into chunks, embed and store them; what has not changed is left alone.
@@ -75,7 +78,7 @@ def ingest(
     """
     from handlers_cli.ingest_command import ingest_command
 
-    run(ingest_command(settings(), paths, collection, chunk_tokens, overlap, json=json))
+    run(ingest_command(settings(), paths, collection, chunk_tokens, overlap, tokenizer, json=json))
 
 
 @streams_app.command("apply", epilog="Example: [bold]handlers streams apply --replicas 3[/]")
