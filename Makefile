@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MEMBERS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
 STAMP := $(VENV)/.installed
+# What the development stack's processes find each other by; the environment and .env count first.
+RUN_ENV := NATS_URL=$${NATS_URL:-nats://127.0.0.1:4222} MILVUS_URI=$${MILVUS_URI:-http://127.0.0.1:19530} \
+  LLM_URL=$${LLM_URL:-$${VLLM_URL:-http://127.0.0.1:8900}} EMBEDDINGS_URL=$${EMBEDDINGS_URL:-http://127.0.0.1:8900} \
+  RERANKER_URL=$${RERANKER_URL:-http://127.0.0.1:8900}
 CI_ARGS := $(if $(CI),-q,)
 
 help: ## list the targets
@@ -46,10 +50,21 @@ format: $(STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+demo: $(STAMP) ## ask one question through the whole stack, on ports and data of its own
+	@$(BIN)/python tools/demo.py
+
+run: $(STAMP) ## keep the stack running in the foreground; Ctrl-C ends all of it
+	@mkdir -p .data/run
+	@echo "NATS 4222, Milvus Lite 19530, local_inference 8900, chat_handler 8080; ask with: $(BIN)/handlers ask '…'"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN_ENV) $(BIN)/honcho start
+
+bench: $(STAMP) ## measure the message loop and the start against the alternatives; ARGS="--help" for more
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 test: $(STAMP) ## all tests, against real servers started for the run
 	@$(BIN)/pytest $(CI_ARGS) -n auto $(ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .data build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup lock check format test clean
+.PHONY: help setup demo run test check format bench lock clean

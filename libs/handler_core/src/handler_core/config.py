@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -19,21 +20,29 @@ class FileSource(PydanticBaseSettingsSource):
     """Values from the files that `NAME_FILE` variables name, or of files in `SECRETS_DIR`."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        folder = Path(os.environ.get("SECRETS_DIR", "/run/secrets"))
+        folder = Path(os.environ.get("SECRETS_DIR") or "/run/secrets")
+        # The key that the environment's source uses, so that a value from there replaces one from here.
+        key = field_name if field.validation_alias is None else names(field_name, field)[0]
         for name in names(field_name, field):
-            if (named := os.environ.get(f"{name}_FILE")) is not None:
-                try:
-                    return Path(named).read_text().strip(), name, False
-                except OSError as error:
-                    raise SettingsError(f"{name}_FILE: cannot read {named}: {error.strerror}") from None
+            if named := os.environ.get(f"{name}_FILE"):
+                return _read(Path(named), f"{name}_FILE"), key, False
             for candidate in (folder / name, folder / name.lower()):
-                if candidate.is_file():
-                    return candidate.read_text().strip(), name, False
-        return None, field_name, False
+                if os.path.lexists(candidate):
+                    return _read(candidate, name), key, False
+        return None, key, False
 
     def __call__(self) -> dict[str, Any]:
         found = (self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items())
-        return {key: value for value, key, _ in found if value is not None}
+        return {key: value for value, key, _ in found if value}  # an empty file sets nothing, as an empty variable
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{name}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}: {path} is not UTF-8 text") from None
 
 
 class SettingsError(Exception):
@@ -71,6 +80,7 @@ class NatsSettings(Settings):
     nats_url: str = "nats://127.0.0.1:4222"
     """One URL, or several of a cluster with commas between."""
     nats_user: str | None = None
+    """With `NATS_PASSWORD`."""
     nats_password: SecretStr | None = None
     nats_token: SecretStr | None = None
     nats_nkey_seed: SecretStr | None = None
@@ -86,14 +96,33 @@ class NatsSettings(Settings):
         for part in url.split(","):
             if not part.startswith(("nats://", "tls://", "ws://", "wss://")):
                 raise ValueError("must start with nats://, tls://, ws:// or wss://")
+            try:
+                parsed = urlsplit(part)
+                complete = bool(parsed.hostname) and parsed.port != 0
+            except ValueError:
+                complete = False
+            if not complete:
+                raise ValueError("is not a URL with a host and an optional port")
         return url
 
     @field_validator("nats_creds", "nats_tls_ca", "nats_tls_cert", "nats_tls_key")
     @classmethod
     def _exists(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}")
+        # The path is not repeated: it may be the secret itself, set where its file's name belongs.
+        if path is not None and not os.path.isfile(path):  # noqa: PTH113 - false, not an error, for any text
+            raise ValueError("names no file")
         return path
+
+    @model_validator(mode="after")
+    def _is_coherent(self) -> "NatsSettings":
+        ways = ("nats_user", "nats_token", "nats_nkey_seed", "nats_creds")
+        chosen = [name.upper() for name in ways if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"{chosen[1]}: cannot be set together with {chosen[0]}")
+        for name, needed in (("nats_password", "nats_user"), ("nats_tls_key", "nats_tls_cert")):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(f"{name.upper()}: needs {needed.upper()} as well")
+        return self
 
 
 class ServiceSettings(NatsSettings, LogSettings):
@@ -179,11 +208,14 @@ def load(settings: type[S], **overrides: Any) -> S:
     try:
         return settings(**overrides)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        if name in settings.model_fields:
-            name = names(name, settings.model_fields[name])[0]
-        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        text = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            name = str(first["loc"][0])
+            if name in settings.model_fields:
+                name = names(name, settings.model_fields[name])[0]
+            text = f"{name}: {text}"
+        raise SettingsError(text) from None
 
 
 def load_or_exit(settings: type[S], **overrides: Any) -> S:
@@ -204,8 +236,16 @@ def printable(settings: Settings) -> str:
     lines = []
     for field_name, field in type(settings).model_fields.items():
         value = getattr(settings, field_name)
-        if isinstance(value, str) and "://" in value and "@" in value:
-            scheme, _, rest = value.partition("://")
-            value = f"{scheme}://…@{rest.rpartition('@')[2]}"
+        if isinstance(value, str):
+            value = masked(value)
         lines.append(f"{names(field_name, field)[0]}={'' if value is None else value}")
     return "\n".join(lines)
+
+
+def masked(url: str) -> str:
+    """A URL, or several with commas between, without the user information that may stand in it."""
+    parts = []
+    for part in url.split(","):
+        scheme, separator, rest = part.partition("://")
+        parts.append(f"{scheme}://…@{rest.rpartition('@')[2]}" if separator and "@" in rest else part)
+    return ",".join(parts)

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import structlog
 
-from handler_core.connection import Connection
+from handler_core.connection import Connection, parse_headers
 from handler_core.deadletter import dead_letter
 from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, HandlerError, Internal, Transient
@@ -31,6 +31,8 @@ from handler_core.telemetry import Metrics
 
 log = structlog.get_logger("handler_core.consumer")
 
+RETRY_AFTER_MAX = 3600.0
+"""Seconds; an upstream that asks for more is tried again all the same."""
 SLICE = 0.005
 """Seconds that one worker may run handlers that never wait before it lets the event loop breathe."""
 
@@ -57,9 +59,10 @@ class Limits:
     """Seconds; after twice this without a sign of life from the server, messages are pulled anew."""
 
     def retry_delay(self, attempt: int, retry_after: float | None = None) -> float:
-        """Seconds until a failed message comes back: exponential with jitter, no less than the upstream asked for."""
+        """Seconds until a failed message comes back: exponential with jitter, no less than the upstream asked for
+        (`RETRY_AFTER_MAX` at most)."""
         ceiling = min(self.retry_max, self.retry_base * 2.0 ** min(attempt - 1, 30))
-        return max(ceiling * (0.5 + random.random() / 2), retry_after or 0.0)
+        return max(ceiling * (0.5 + random.random() / 2), min(retry_after or 0.0, RETRY_AFTER_MAX))
 
 
 Process = Callable[[Delivery], Awaitable[None]]
@@ -101,6 +104,7 @@ class PullConsumer:
         self._process = process
         self._refuse = refuse
         self._ack_wait = config.ack_wait
+        self._ack_wait_changed = asyncio.Event()
         self._sid: int | None = None
         self._inbox = ""
         self._pending = 0
@@ -144,25 +148,35 @@ class PullConsumer:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 keepers = [tasks.create_task(self._keep_alive()), tasks.create_task(self._watch_handlers())]
-                while not self._stopping:
-                    if await self._bind():
-                        await self._pull_until_trouble()
-                await self._finish()
+                try:
+                    while not self._stopping:
+                        if await self._bind():
+                            await self._pull_until_trouble()
+                    await self._finish()
+                finally:
+                    self.stop()  # when cancelled: before the workers are, so that no more work is begun
                 for task in (*keepers, *self._workers):
                     task.cancel()
         finally:
             self._nc.on_reconnect.remove(self._reconnected)
-            self.stop()
+            await self._unsubscribe()
 
     def stop(self) -> None:
         """Pull no more; buffered messages go back, running handlers finish, then `run` returns."""
         self._stopping = True
         self.bound, self.problem = False, "stopping"
+        if self._sid is not None:
+            self._nc.mute(self._sid)  # first, or what is handed back would come here again
         while self._buffer:
-            self._buffer.popleft().nak()
+            self._hand_back(self._buffer.popleft())
         self._attention.set()
 
+    def _hand_back(self, delivery: Delivery) -> None:
+        delivery.nak()
+        self._count.handed_back.value += 1
+
     def _reconnected(self) -> None:
+        self._report_progress()
         self._fault = self._fault or "reconnected"
         self._attention.set()
 
@@ -178,6 +192,7 @@ class PullConsumer:
         """Make sure that the server's consumer is there and fits, saying once what is wrong until it is."""
         delay = 0.25
         while not self._stopping:
+            self._attention.clear()  # a reconnect from here on cuts the pause below short
             try:
                 differences, actual = await diff_consumer(self._api, self.config)
             except (Transient, JetStreamError) as error:
@@ -185,8 +200,11 @@ class PullConsumer:
             else:
                 problem = "; ".join(map(str, differences))
                 fits = not any(d.unsafe for d in differences)
-                if fits:
-                    self._ack_wait = actual.get("ack_wait", self.config.ack_wait * NANOSECONDS) / NANOSECONDS
+                if fits and (ack_wait := actual.get("ack_wait", 0) / NANOSECONDS) and ack_wait != self._ack_wait:
+                    self._ack_wait = ack_wait
+                    self._ack_wait_changed.set()
+            if self._stopping:
+                return False
             self._say(problem, fits)
             if fits:
                 await self._subscribe()
@@ -199,7 +217,6 @@ class PullConsumer:
 
     async def _pause(self, seconds: float) -> None:
         """Wait with jitter, or until something happens: a reconnect, `stop`."""
-        self._attention.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._attention.wait(), seconds * (0.75 + random.random() / 2))
 
@@ -242,9 +259,11 @@ class PullConsumer:
             level = "info" if self._fault in ("reconnected", "leadership change") else "warning"
             getattr(log, level)("pull_restarted", consumer=self.name, reason=self._fault)
             self._count.restarts.value += 1
-            self._fruitless += 1
+            self._fruitless += self._fault != "reconnected"
             if self._fruitless > 1:
-                await self._pause(min(0.25 * 2.0**self._fruitless, 15.0))
+                self.bound, self.problem = False, f"consumer {self.name}: {self._fault}"
+                self._attention.clear()
+                await self._pause(min(0.25 * 2.0 ** min(self._fruitless, 6), 15.0))
 
     async def _check_heartbeat(self) -> None:
         silent = time.monotonic() - self._last_sign
@@ -252,7 +271,7 @@ class PullConsumer:
             return
         self._silences += 1
         self._fault = f"no heartbeat for {silent:.1f} s"
-        if self._silences > 1:
+        if self._silences > 1 or not await self._nc.responds(self.limits.idle_heartbeat):
             self._fault += ", reconnecting"
             await self._nc.force_reconnect()
 
@@ -283,22 +302,27 @@ class PullConsumer:
     def _receive(self, subject: bytes, reply: bytes, data: bytes, raw_headers: bytes | None) -> None:
         """The subscription's sink: called from the parser, so it only sorts and queues."""
         self._last_sign = time.monotonic()
-        if raw_headers is not None and raw_headers[8:9] == b" " and not data:
-            self._status(int(raw_headers[9:12]), raw_headers)
+        if not reply.startswith(b"$JS.ACK.") or reply.count(b".") < 8:
+            # A status has no reply subject; by its headers alone it could be told from no one's empty message.
+            self._status(raw_headers or b"")
             return
         self._silences = self._fruitless = 0
         delivery = Delivery(self._nc, subject, reply, data, raw_headers)
-        self._pending -= 1
+        if self._pending > 0:
+            self._pending -= 1
         self._count.received.value += 1
         if self._stopping:
-            delivery.nak()
+            self._hand_back(delivery)
             return
         self._buffer.append(delivery)
         if not self._waking:
             self._wake()
 
-    def _status(self, code: int, raw: bytes) -> None:
+    def _status(self, raw: bytes) -> None:
         line, _, _ = raw.partition(b"\r\n")
+        if not line[9:12].isdigit():
+            return  # no status, and no message that could be settled
+        code = int(line[9:12])
         text = line[13:].decode("utf-8", "replace").strip()
         lower = text.lower()
         if code == 100:
@@ -306,8 +330,8 @@ class PullConsumer:
             return
         if self._sid is None:
             return  # the answer to a pull that has been given up
-        left = raw.find(b"Nats-Pending-Messages:")
-        remaining = int(raw[left + 22 : raw.find(b"\r\n", left)]) if left >= 0 else None
+        left = parse_headers(raw).get("Nats-Pending-Messages", "")
+        remaining = int(left) if left.isdecimal() else None
         if (
             code == 408 or (code == 409 and ("batch completed" in lower or "maxbytes" in lower))
         ) and remaining is not None:
@@ -329,18 +353,27 @@ class PullConsumer:
 
     def _wake(self) -> None:
         """Get one more worker going; it wakes the next itself when there is more to do."""
-        if self._idle:
-            self._waking = True
-            self._idle.pop().set_result(None)
-        elif len(self._workers) < self.limits.max_in_flight and self._tasks is not None:
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.done():
+                self._waking = True
+                idle.set_result(None)
+                return
+        if len(self._workers) < self.limits.max_in_flight and self._tasks is not None:
             self._waking = True
             worker = self._tasks.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
+        try:
+            await self._take_messages(cast("asyncio.Task[None]", asyncio.current_task()))
+        except Exception:
+            self.stop()  # a fault of this module: end `run`, so that somebody notices
+            raise
+
+    async def _take_messages(self, task: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[None]", asyncio.current_task())
         buffer = self._buffer
         self._waking = False
         slice_end = time.monotonic() + SLICE
@@ -364,19 +397,33 @@ class PullConsumer:
             delivery.started = time.monotonic()
             try:
                 await self._handle(delivery, task)
+            except asyncio.CancelledError:
+                if self._stopped(task):
+                    raise
             finally:
+                if not delivery.settled:
+                    self._hand_back(delivery)
                 del self._running[delivery]
                 if not self._running:
                     self._drained.set()
             ended = time.monotonic()
             self._count.duration.observe(ended - delivery.started)
+            if task.cancelling():
+                if self._stopping:
+                    return  # told to end, although the handler would not hear of it
+                while task.uncancel():
+                    pass
             self._pull()
             if ended > slice_end:
                 await asyncio.sleep(0)
                 slice_end = time.monotonic() + SLICE
 
+    def _stopped(self, task: asyncio.Task[None]) -> bool:
+        """Whether a cancellation of this worker means the worker, not its handler."""
+        return self._stopping and task.cancelling() > 0
+
     async def _handle(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        """Run the processor on one message and settle it; only the consumer's own cancellation leaves here."""
+        """Run the processor on one message and settle it; cancelled, it leaves it to be handed back."""
         error: HandlerError
         try:
             if delivery.attempt > self.limits.max_deliveries:
@@ -390,11 +437,9 @@ class PullConsumer:
         except HandlerError as raised:
             error = raised
         except asyncio.CancelledError:
-            if delivery.timed_out:
-                task.uncancel()
+            if delivery.timeouts:
                 error = Transient(f"the handler did not finish within {self.limits.handler_timeout:g} s")
-            elif task.cancelling():
-                delivery.nak()  # this worker is being stopped
+            elif self._stopped(task):
                 raise
             else:
                 error = Transient("the handler was cancelled from within")
@@ -436,20 +481,29 @@ class PullConsumer:
     async def _keep_alive(self) -> None:
         """Tell the server every third of `ack_wait` that what is held here is in progress."""
         while True:
-            await asyncio.sleep(self._ack_wait / 3)
-            held = [d for d in (*self._running, *self._buffer) if not d.settled and not d.timed_out]
-            for delivery in held:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ack_wait_changed.wait(), self._ack_wait / 3)
+            self._ack_wait_changed.clear()
+            self._report_progress()
+
+    def _report_progress(self) -> None:
+        if not self._nc.is_connected:
+            return  # or a long outage would fill the room that acknowledgements need
+        for delivery in (*self._running, *self._buffer):
+            if not delivery.settled and not delivery.timeouts:
                 delivery.in_progress()
 
     async def _watch_handlers(self) -> None:
-        """Cancel handlers that run longer than `handler_timeout`."""
+        """Cancel handlers that run longer than `handler_timeout`, and again for each further one that they outlast."""
         timeout = self.limits.handler_timeout
         while True:
             await asyncio.sleep(min(1.0, timeout / 4))
             now = time.monotonic()
             for delivery, task in list(self._running.items()):
-                if task is not None and not delivery.timed_out and now - delivery.started > timeout:
-                    delivery.timed_out = True
+                if task is not None and now - delivery.started > timeout * (delivery.timeouts + 1):
+                    if delivery.timeouts:
+                        log.error("handler_ignores_cancellation", consumer=self.name, sequence=delivery.sequence)
+                    delivery.timeouts += 1
                     task.cancel()
 
 
@@ -465,6 +519,7 @@ class _Counters:
         self.acked = metrics.counter(*settled, **labels, outcome="ack")
         self.retried = metrics.counter(*settled, **labels, outcome="nak")
         self.dead = metrics.counter(*settled, **labels, outcome="dead_letter")
+        self.handed_back = metrics.counter(*settled, **labels, outcome="handed_back")
         self.abandoned = metrics.counter(*settled, **labels, outcome="abandoned")
         self.restarts = metrics.counter("handler_pull_restarts_total", "Times that pulling was set up anew.", **labels)
         self.duration = metrics.histogram("handler_duration_seconds", "Time from start to settlement.", **labels)

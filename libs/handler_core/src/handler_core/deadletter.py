@@ -9,15 +9,20 @@ KEEP = 256 * 1024
 """Bytes kept of a message that does not fit with its reason."""
 MAX_REASON = 1024
 
-_NOT_COPIED = ("nats-expected-", "nats-msg-id", "nats-ttl", "nats-rollup", "nats-schedule", "dead-letter-")
+MAX_HEADERS = 0xFFFF
+"""Bytes of headers that JetStream stores with a message."""
+
+# Nearly all of the server's own headers act on it (expectations, batches, rollups, schedules), and more are to come.
+_NOT_COPIED = ("nats-", "dead-letter-", "truncated")
 
 
 async def dead_letter(api: Api, nc: Connection, delivery: Delivery, error: HandlerError) -> None:
     """Store the message on `dlq.{stream}.{consumer}` and wait until it is stored.
 
-    The original headers are kept but for those that would act on the server. Added are `Dead-Letter-Reason`, `-Type`,
+    The original headers are kept but for the server's own (`Nats-…`). Added are `Dead-Letter-Reason`, `-Type`,
     `-Stage`, `-Subject`, `-Stream`, `-Consumer`, `-Sequence`, `-Deliveries`, `-Timestamp`, and `Nats-Msg-Id`, by which
-    a letter is stored once. A message that does not fit keeps its first `KEEP` bytes and says so: `Truncated: {size}`.
+    a letter is stored once. A message that does not fit keeps its first `KEEP` bytes, and its headers if those fit,
+    and says so: `Truncated: {size}`.
 
     Raises:
         JetStreamError, Transient: it is not stored, or not known to be.
@@ -38,10 +43,11 @@ async def dead_letter(api: Api, nc: Connection, delivery: Delivery, error: Handl
     }
     headers = {**original, **about}
     room = nc.payload_room
-    if len(header_block(headers)) + len(data) > room:
+    size = len(header_block(headers))
+    if size > MAX_HEADERS or size + len(data) > room:
         about["Truncated"] = str(len(data))
         headers = {**original, **about}
-        if len(header_block(headers)) > room - KEEP:
+        if len(header_block(headers)) > min(MAX_HEADERS, room // 2):
             headers = about
-        data = data[: min(KEEP, room - len(header_block(headers)))]
+        data = data[: max(0, min(KEEP, room - len(header_block(headers))))]
     await api.publish(f"dlq.{stream}.{consumer}", data, headers)

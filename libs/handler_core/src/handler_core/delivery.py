@@ -14,12 +14,12 @@ IN_PROGRESS: Final = b"+WPI"
 class Delivery:
     """A pulled message. Its reply subject holds the metadata (ADR-15), read only when asked for."""
 
-    __slots__ = ("_nc", "_tokens", "data", "raw_headers", "reply", "settled", "started", "subject", "timed_out")
+    __slots__ = ("_nc", "_tokens", "data", "raw_headers", "reply", "settled", "started", "subject", "timeouts")
 
     def __init__(self, nc: Connection, subject: bytes, reply: bytes, data: bytes, raw_headers: bytes | None) -> None:
         self._nc = nc
         self._tokens: list[bytes] | None = None
-        self.subject = subject.decode()
+        self.subject = subject.decode("utf-8", "replace")
         self.reply = reply
         self.data = data
         self.raw_headers = raw_headers
@@ -27,8 +27,8 @@ class Delivery:
         """When its handler started, on the monotonic clock."""
         self.settled = ""
         """How it was settled (`ack`, `nak`, `term`), or empty."""
-        self.timed_out = False
-        """Whether its handler was cancelled for taking too long; it is no longer kept alive then."""
+        self.timeouts = 0
+        """How often its handler was cancelled for taking too long; from the first on it is not kept alive."""
 
     def _token(self, index: int) -> bytes:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>; newer servers may
@@ -92,7 +92,7 @@ class Delivery:
 
     def term(self, reason: str) -> None:
         """Never deliver it again, although it was not done; the server's advisory carries the reason."""
-        self._settle(TERM + b" " + reason.encode()[:256].replace(b"\n", b" "), "term")
+        self._settle(TERM + b" " + reason.encode("utf-8", "replace")[:256].replace(b"\n", b" "), "term")
 
     def in_progress(self) -> None:
         """Start `ack_wait` anew."""

@@ -1,5 +1,6 @@
 """Clients built from settings; what a service's lifespan puts together."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,9 @@ from handler_core.clients.http import Observe, Upstream, new_session
 from handler_core.clients.llm import LLM
 from handler_core.clients.reranker import Reranker
 from handler_core.config import EmbeddingsSettings, LLMSettings, MilvusSettings, RerankerSettings
+from handler_core.errors import HandlerError
 from handler_core.rag import Rag
+from handler_core.tasks import background
 from handler_core.telemetry import current_trace
 from handler_core.vectors import VectorStore
 
@@ -25,27 +28,23 @@ class RagSettings(LLMSettings, EmbeddingsSettings, RerankerSettings, MilvusSetti
 
 @asynccontextmanager
 async def rag_clients(settings: RagSettings, observe: Observe | None = None) -> AsyncIterator[Rag]:
-    """The clients for `rag.answer`, closed afterwards. Nothing is contacted yet."""
-    async with new_session() as session:
-        store = VectorStore(
-            settings.milvus_address, token=_plain(settings.milvus_token), timeout=settings.milvus_timeout
+    """The clients for `rag.answer`, closed afterwards. Upstreams are contacted at their first use, but for the vector
+    store, whose client is slow to import and connects meanwhile."""
+    async with new_session() as session, vector_store(settings) as store, background(_warm(store)):
+        yield Rag(
+            llm=_llm(session, settings, observe),
+            premium=_premium(session, settings, observe),
+            embeddings=embeddings(session, settings, observe),
+            reranker=_reranker(session, settings, observe),
+            store=store,
+            collection=settings.collection_name,
+            prompt_tokens=settings.prompt_tokens,
         )
-        try:
-            yield Rag(
-                llm=_llm(session, settings, observe),
-                premium=_premium(session, settings, observe),
-                embeddings=embeddings(session, settings, observe),
-                reranker=None if settings.reranker_url is None else Reranker(
-                    _upstream(session, "reranker", settings.reranker_url, settings.reranker_api_key,
-                              settings.reranker_timeout, observe),
-                    settings.reranker_model,
-                ),
-                store=store,
-                collection=settings.collection_name,
-                prompt_tokens=settings.prompt_tokens,
-            )  # fmt: skip
-        finally:
-            await store.close()
+
+
+async def _warm(store: VectorStore) -> None:
+    with contextlib.suppress(HandlerError):  # the first search will try again, and say so
+        await store.connect()
 
 
 def vector_store(settings: MilvusSettings) -> VectorStore:
@@ -66,6 +65,15 @@ def embeddings(
         observe,
     )
     return Embeddings(upstream, settings.embeddings_model)
+
+
+def _reranker(session: aiohttp.ClientSession, settings: RerankerSettings, observe: Observe | None) -> Reranker | None:
+    if settings.reranker_url is None:
+        return None
+    upstream = _upstream(
+        session, "reranker", settings.reranker_url, settings.reranker_api_key, settings.reranker_timeout, observe
+    )
+    return Reranker(upstream, settings.reranker_model)
 
 
 def _llm(session: aiohttp.ClientSession, settings: LLMSettings, observe: Observe | None) -> LLM:

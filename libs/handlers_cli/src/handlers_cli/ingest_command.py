@@ -27,8 +27,8 @@ async def ingest_command(
     json: bool,
 ) -> None:
     """Ingest and report; exits 1 when a file could not be read, 2 when the options do not fit each other."""
-    if overlap >= chunk_tokens:
-        raise typer.BadParameter("has to be smaller than --chunk-tokens", param_hint="--overlap")
+    if overlap > chunk_tokens // 2:
+        raise typer.BadParameter("may be half of --chunk-tokens at most", param_hint="--overlap")
     collection = collection or config.collection_name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=err, disable=not interactive(), transient=True) as bar:

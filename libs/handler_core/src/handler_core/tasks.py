@@ -1,0 +1,20 @@
+"""The one place where a task is started outside a task group."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` beside the block, and cancel it when the block ends.
+
+    Unlike with a task group, an exception of the block leaves it as it is, in no group; one of `work` is dropped.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

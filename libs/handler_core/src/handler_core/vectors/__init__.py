@@ -1,0 +1,10 @@
+"""The vector store: passages with their embeddings in Milvus (or Milvus Lite's server), searched and kept up to date.
+
+Importing this is cheap: pymilvus, which takes a second or two, waits for the first use (or `connect`) and is imported
+in a thread.
+"""
+
+from handler_core.vectors.layout import Hit, Row
+from handler_core.vectors.store import VectorStore
+
+__all__ = ["Hit", "Row", "VectorStore"]

@@ -1,0 +1,142 @@
+"""One connection to Milvus, with time limits, and errors in the library's own terms."""
+
+import asyncio
+import importlib
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+from handler_core.deadline import Deadline
+from handler_core.errors import DeadlineExceeded, DownstreamUnavailable, HandlerError, NotFound
+
+SETUP_TIMEOUT = 60.0
+"""Seconds for making, indexing or loading a collection."""
+
+# Codes of Milvus's replies. Where there are two, the first is that of 2.3 and later.
+_COLLECTION_NOT_FOUND = {100, 4}
+_NOT_LOADED = 101
+_REFUSED = {1100, 6}  # an argument it does not accept
+_REFUSED_BY_PYMILVUS = {"ParamError", "DataNotMatchException", "ConnectionConfigException"}
+
+
+class _NotLoaded(DownstreamUnavailable):
+    """The collection is stored but not in memory, as after a restart of Milvus Lite."""
+
+
+class Connection:
+    """Calls the methods of pymilvus's asyncio client, which is made at the first call and made again after `close`.
+
+    Args:
+        uri: `http://host:19530`; `https` for TLS.
+        token: `user:password` or an API key.
+        timeout: seconds for one call, connecting included; less when the deadline is nearer.
+    """
+
+    def __init__(self, uri: str, *, token: str | None, timeout: float) -> None:
+        parts = urlsplit(uri)
+        self.address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 19530)}"
+        self._uri = uri
+        self._token = token
+        self._timeout = timeout
+        self._driver: Any = None
+        self._client: Any = None
+        self._connecting = asyncio.Lock()
+
+    async def driver(self) -> Any:
+        """The module `pymilvus`.
+
+        Raises:
+            ImportError: it is not installed.
+        """
+        if self._driver is None:
+            self._driver = await asyncio.to_thread(_import_driver)
+        return self._driver
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def call(
+        self,
+        method: str,
+        *arguments: Any,
+        deadline: Deadline | None,
+        at_most: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Await `method` of the client; a collection (its first argument) that is not in memory is loaded first.
+
+        Args:
+            at_most: seconds, in place of the connection's `timeout`.
+
+        Raises:
+            NotFound, DownstreamUnavailable, DeadlineExceeded: as `VectorStore` says.
+        """
+        deadline = deadline or Deadline.never()
+        at_most = at_most or self._timeout
+        try:
+            return await self._attempt(method, *arguments, deadline=deadline, at_most=at_most, **options)
+        except _NotLoaded:
+            await self._attempt("load_collection", arguments[0], deadline=deadline, at_most=SETUP_TIMEOUT)
+            return await self._attempt(method, *arguments, deadline=deadline, at_most=at_most, **options)
+
+    async def _attempt(self, method: str, *arguments: Any, deadline: Deadline, at_most: float, **options: Any) -> Any:
+        await self.driver()
+        timeout = deadline.timeout(at_most)
+        failure: HandlerError
+        cause: Exception
+        try:
+            async with asyncio.timeout(timeout):  # pymilvus's own limit leaves out connecting again
+                client = await self._connected()
+                return await getattr(client, method)(*arguments, timeout=timeout, **options)
+        except TimeoutError as error:
+            failure = DownstreamUnavailable(f"Milvus at {self.address} did not answer within {timeout:.3g} s")
+            cause = error
+        except _driver_errors() as error:
+            failure, cause = self._failure(error), error
+        if deadline.expired:
+            raise DeadlineExceeded("the deadline passed before the vector store answered") from cause
+        raise failure from cause
+
+    async def _connected(self) -> Any:
+        async with self._connecting:
+            if self._client is None:
+                client = self._driver.AsyncMilvusClient(
+                    uri=self._uri,
+                    token=self._token or "",
+                    timeout=self._timeout,
+                    dedicated=True,  # one shared through pymilvus's registry would outlive `close`
+                    # Connecting again then starts at once, not after the growing pause that gRPC's channels share.
+                    grpc_options={"grpc.use_local_subchannel_pool": 1},
+                )
+                self._client = await client.__aenter__()
+            return self._client
+
+    def _failure(self, error: Exception) -> HandlerError:
+        code = getattr(error, "code", None)
+        if callable(code):  # an error of gRPC itself, whose text is long and holds internals
+            return DownstreamUnavailable(f"Milvus at {self.address} failed: {code().name}")
+        message = str(getattr(error, "message", error)).strip().partition("\n")[0][:300]
+        if {code, getattr(error, "compatible_code", None)} & _COLLECTION_NOT_FOUND:
+            return NotFound(f"no such collection in Milvus: {message}")
+        if code == _NOT_LOADED:
+            return _NotLoaded(message)
+        refused = code in _REFUSED or type(error).__name__ in _REFUSED_BY_PYMILVUS
+        return DownstreamUnavailable(f"Milvus at {self.address}: {message}", retryable=not refused)
+
+
+def _import_driver() -> Any:
+    try:
+        driver = importlib.import_module("pymilvus")
+    except ModuleNotFoundError as error:
+        raise ImportError("the vector store needs pymilvus: install handler-core[vectors]") from error
+    # They log every error before it is raised, with a traceback, even one that is then dealt with.
+    for name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return driver
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    """What the client raises; looked up when something is raised, so after the driver was imported."""
+    return (importlib.import_module("pymilvus.exceptions").MilvusException, importlib.import_module("grpc").RpcError)
