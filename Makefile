@@ -6,14 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MEMBERS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
 STAMP := $(VENV)/.installed
-# What the development stack's processes find each other by; the environment and .env count first.
-RUN_ENV := NATS_URL=$${NATS_URL:-nats://127.0.0.1:4222} MILVUS_URI=$${MILVUS_URI:-http://127.0.0.1:19530} \
-  LLM_URL=$${LLM_URL:-$${VLLM_URL:-http://127.0.0.1:8900}} EMBEDDINGS_URL=$${EMBEDDINGS_URL:-http://127.0.0.1:8900} \
-  RERANKER_URL=$${RERANKER_URL:-http://127.0.0.1:8900}
 CI_ARGS := $(if $(CI),-q,)
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
+	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-10s%s %s\n", on, $$1, off, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with everything that demo, run, test and bench need
 
@@ -56,7 +53,7 @@ demo: $(STAMP) ## ask one question through the whole stack, on ports and data of
 run: $(STAMP) ## keep the stack running in the foreground; Ctrl-C ends all of it
 	@mkdir -p .data/run
 	@echo "NATS 4222, Milvus Lite 19530, local_inference 8900, chat_handler 8080; ask with: $(BIN)/handlers ask '…'"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN_ENV) $(BIN)/honcho start
+	@PATH="$(CURDIR)/$(BIN):$$PATH" RERANKER_URL=$${RERANKER_URL:-http://127.0.0.1:8900} $(BIN)/honcho start || [ $$? -eq 130 ]
 
 bench: $(STAMP) ## measure the message loop and the start against the alternatives; ARGS="--help" for more
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -2,13 +2,15 @@
 
 Each group is a class; a service's settings inherit the groups it needs. Every field is set by the environment
 variable of its name in capitals (`LLM_URL`), or read from the file that `LLM_URL_FILE` names, or from a file of the
-field's name in the folder `SECRETS_DIR` (default `/run/secrets`). The environment counts first.
+field's name in the folder `SECRETS_DIR` (default `/run/secrets`); a setting that is a file's path, such as
+`NATS_CREDS`, becomes that file's. The environment counts first; what is empty is not set.
 """
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -25,10 +27,10 @@ class FileSource(PydanticBaseSettingsSource):
         key = field_name if field.validation_alias is None else names(field_name, field)[0]
         for name in names(field_name, field):
             if named := os.environ.get(f"{name}_FILE"):
-                return _read(Path(named), f"{name}_FILE"), key, False
+                return _content(field, Path(named), f"{name}_FILE"), key, False
             for candidate in (folder / name, folder / name.lower()):
-                if os.path.lexists(candidate):
-                    return _read(candidate, name), key, False
+                if os.path.isfile(candidate):  # noqa: PTH113 - false, not an error, in a folder that is closed to us
+                    return _content(field, candidate, name), key, False
         return None, key, False
 
     def __call__(self) -> dict[str, Any]:
@@ -36,9 +38,12 @@ class FileSource(PydanticBaseSettingsSource):
         return {key: value for value, key, _ in found if value}  # an empty file sets nothing, as an empty variable
 
 
-def _read(path: Path, name: str) -> str:
+def _content(field: FieldInfo, path: Path, name: str) -> str:
+    """What a mounted file sets: its text, or its own path where the setting is that of a file."""
+    if Path in get_args(field.annotation):
+        return str(path)
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsError(f"{name}: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -64,6 +69,10 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, FileSource(settings_cls)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, masked(value) if isinstance(value, str) else value
 
 
 class LogSettings(Settings):
@@ -140,10 +149,14 @@ def url_field(name: str, *aliases: str, default: str | None = None) -> Any:
     return Field(default=default, validation_alias=AliasChoices(name, *aliases), pattern=r"^https?://[^\s]+$")
 
 
+LOCAL = "http://127.0.0.1:8900"
+"""Where `local_inference` listens: what development finds without any setting."""
+
+
 class LLMSettings(Settings):
     """The chat completions endpoint."""
 
-    llm_url: str = url_field("LLM_URL", "VLLM_URL", default="http://127.0.0.1:8000")
+    llm_url: str = url_field("LLM_URL", "VLLM_URL", default=LOCAL)
     llm_model: str = "default"
     llm_api_key: SecretStr | None = None
     llm_timeout: float = Field(default=60.0, gt=0)
@@ -156,7 +169,7 @@ class LLMSettings(Settings):
 class EmbeddingsSettings(Settings):
     """The embeddings endpoint."""
 
-    embeddings_url: str = url_field("EMBEDDINGS_URL", default="http://127.0.0.1:8001")
+    embeddings_url: str = url_field("EMBEDDINGS_URL", default=LOCAL)
     embeddings_model: str | None = None
     embeddings_api_key: SecretStr | None = None
     embeddings_timeout: float = Field(default=10.0, gt=0)
