@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 from handler_core.contract.chat import Citation, Source
 
-_MARKER = re.compile(r"\[(\d{1,3}(?:\s?,\s?\d{1,3})*)\]")
+_NUMBERS = r"\d{1,3}(?:\s?,\s?\d{1,3}){0,19}"
+_LONGEST = 128
+"""Characters; no marker is longer."""
+# Code comes first, so that the index in `items[1]` is taken for no marker.
+_CODE_OR_MARKER = re.compile(rf"```.*?(?:```|\Z)|`[^`\n]*`|\[({_NUMBERS})\]", re.DOTALL)
 # What may still become a marker when the next piece comes.
-_UNFINISHED = re.compile(r"\[(?:\d{1,3}(?:\s?,\s?\d{1,3})*(?:\s?,?\s?)?)?$")
-_LONGEST = 64
+_UNFINISHED = re.compile(rf"\[(?:{_NUMBERS}(?:\s?,\s?|\s)?)?\Z")
 
 
 class CitedText:
@@ -47,12 +50,12 @@ class CitedText:
 def citations(text: str, sources: Sequence[Source]) -> list[Citation]:
     """The markers `[n]` (or `[n, m]`) that name one of the sources, each source once, in order of appearance.
 
-    A number with no source behind it, such as an index in a line of code, is left alone.
+    A number with no source behind it is left alone, and so is what stands in Markdown's code, between backticks.
     """
     found: dict[int, Citation] = {}
-    for marker in _MARKER.finditer(text):
-        for number in marker[1].split(","):
+    for match in _CODE_OR_MARKER.finditer(text):
+        for number in match[1].split(",") if match[1] else ():
             index = int(number)
             if 1 <= index <= len(sources) and index not in found:
-                found[index] = Citation(index=index, source_id=sources[index - 1].id, start=marker.start())
+                found[index] = Citation(index=index, source_id=sources[index - 1].id, start=match.start())
     return list(found.values())

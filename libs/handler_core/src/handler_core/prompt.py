@@ -1,5 +1,6 @@
 """The prompt: numbered passages within a budget of tokens, then the question."""
 
+import re
 from collections.abc import Sequence
 
 from handler_core.clients.llm import PromptMessage
@@ -12,8 +13,11 @@ answer in the language of the question."""
 
 SYSTEM_ALONE = "You answer questions. Be brief and exact, and say so when you do not know."
 
+_PASSAGES = "\n\nPassages:"
 _BYTES_PER_TOKEN = 3.5
 _SMALLEST_PASSAGE = 32
+# A line of a passage that reads like the heading of another one.
+_FALSE_HEADING = re.compile(r"^([ \t]*)\[(\d+)\]", re.MULTILINE)
 
 
 def tokens(text: str) -> int:
@@ -25,12 +29,16 @@ def tokens(text: str) -> int:
     return int(len(text.encode()) / _BYTES_PER_TOKEN) + 1 if text else 0
 
 
-def fit(sources: Sequence[Source], budget: int) -> list[Source]:
-    """The first sources whose passages fit into `budget` tokens; the one at the border is cut if enough of it fits."""
+def fit(question: str, sources: Sequence[Source], budget: int, system: str | None = None) -> list[Source]:
+    """The first sources with which the prompt has `budget` tokens at most; the one at the border is cut if enough of
+    it fits.
+
+    Arguments as for `messages`. Empty where the question and the instructions alone leave no room.
+    """
+    left = budget - tokens(question) - tokens((system or SYSTEM) + _PASSAGES)
     kept: list[Source] = []
     for source in sources:
-        overhead = tokens(_heading(len(kept) + 1, source))
-        left = budget - overhead
+        left -= tokens(_passage(len(kept) + 1, source, ""))
         if left < _SMALLEST_PASSAGE:
             break
         size = tokens(source.text)
@@ -39,7 +47,7 @@ def fit(sources: Sequence[Source], budget: int) -> list[Source]:
             kept.append(source.model_copy(update={"text": text}))
             break
         kept.append(source)
-        budget = left - size
+        left -= size
     return kept
 
 
@@ -49,12 +57,15 @@ def messages(question: str, sources: Sequence[Source], system: str | None = None
     Args:
         system: replaces the instructions; the passages follow it all the same.
     """
-    instructions = system or (SYSTEM if sources else SYSTEM_ALONE)
-    passages = "\n\n".join(f"{_heading(n, source)}\n{source.text}" for n, source in enumerate(sources, 1))
-    content = f"{instructions}\n\nPassages:\n\n{passages}" if passages else instructions
+    content = system or (SYSTEM if sources else SYSTEM_ALONE)
+    if sources:
+        content += _PASSAGES + "".join(_passage(n, source, source.text) for n, source in enumerate(sources, 1))
     return [PromptMessage("system", content), PromptMessage("user", question)]
 
 
-def _heading(number: int, source: Source) -> str:
+def _passage(number: int, source: Source, text: str) -> str:
+    """A passage under its heading. A line within it that looks like a heading gets round brackets: whether a list of
+    references or a forgery, it would have statements cited as another source's."""
     title = source.metadata.get("title") or source.metadata.get("source") or source.id
-    return f"[{number}] {str(title)[:200]}".replace("\n", " ")
+    heading = " ".join(str(title)[:200].split())
+    return f"\n\n[{number}] {heading}\n" + _FALSE_HEADING.sub(r"\1(\2)", text)

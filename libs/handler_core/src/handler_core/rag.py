@@ -20,7 +20,7 @@ from handler_core.clients.llm import LLM
 from handler_core.clients.reranker import Reranker
 from handler_core.contract.chat import ChatRequest, ChatResponse, FilterTerm, Source, Usage
 from handler_core.deadline import Deadline
-from handler_core.errors import DownstreamUnavailable, NotFound
+from handler_core.errors import DownstreamUnavailable, Internal, NotFound
 from handler_core.timings import Timings
 from handler_core.vectors import Hit
 
@@ -72,7 +72,7 @@ async def answer(
     Raises:
         DownstreamUnavailable: the LLM cannot be reached or broke off before it said anything.
         DeadlineExceeded: the time was up.
-        NotFound: the collection that the request names does not exist.
+        NotFound, Internal: the collection that the request names does not exist, or cannot be searched.
         InvalidRequest: the filter cannot be expressed.
     """
     deadline, timings = deadline or Deadline.never(), timings or Timings()
@@ -81,11 +81,10 @@ async def answer(
     if request.enable_rag:
         sources = await retrieve(rag, request, deadline, timings, degraded)
         sources = await rerank(rag, request, sources, deadline, timings, degraded)
-    room = rag.prompt_tokens - prompt.tokens(request.query) - prompt.tokens(request.system_prompt or prompt.SYSTEM)
-    sources = prompt.fit(sources, room)
+    sources = prompt.fit(request.query, sources, rag.prompt_tokens, request.system_prompt)
     messages = prompt.messages(request.query, sources, request.system_prompt)
 
-    text, last = CitedText(), Delta()
+    text, last, said = CitedText(), Delta(), False
     llm = rag.premium if request.premium and rag.premium is not None else rag.llm
     with timings.stage("llm"):
         started = time.perf_counter()
@@ -96,13 +95,19 @@ async def answer(
             max_tokens=request.max_tokens,
             deadline=deadline,
         )
-        async with aclosing(deltas):
-            async for last in deltas:
-                if started and (last.text or last.reasoning):
-                    timings.record("llm_first_token", time.perf_counter() - started)
-                    started = 0.0
-                if piece := text.feed(last.text):
-                    yield piece
+        try:
+            async with aclosing(deltas):
+                async for last in deltas:
+                    if started and (last.text or last.reasoning):
+                        timings.record("llm_first_token", time.perf_counter() - started)
+                        started = 0.0
+                    said = said or bool(last.text)
+                    if piece := text.feed(last.text):
+                        yield piece
+        except DownstreamUnavailable as error:
+            if not said:
+                raise
+            _degrade("llm_truncated", error, degraded)
         if piece := text.close():
             yield piece
 
@@ -142,7 +147,8 @@ async def retrieve(
     except DownstreamUnavailable as error:
         _degrade("vectors", error, degraded)
         return []
-    except NotFound as error:
+    except (NotFound, Internal) as error:
+        # Internal: filled with another embedding model, or no collection of texts at all.
         if request.collection is not None:
             raise
         _degrade("vectors", error, degraded)
