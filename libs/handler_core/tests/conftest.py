@@ -6,6 +6,7 @@ import pytest
 
 from handler_core.connection import Connection
 from handler_core.jetstream import Api
+from handler_core.streams import Stream, apply
 from handler_core.testing import NatsServer, connection, nats_server
 
 
@@ -23,10 +24,17 @@ async def nc(nats: NatsServer) -> AsyncIterator[Connection]:
         yield connected
 
 
+# A stream that stays: with its last stream the server removes its own folder, and a stream that is created in that
+# moment is refused (10049 or 10077).
+_STAYS = Stream("STAYS", ("stays",), retention="limits", max_bytes=1024, max_age=60)
+
+
 @pytest.fixture
 async def api(nc: Connection) -> Api:
-    """The JetStream API of `nats`, from which every stream has been removed."""
+    """The JetStream API of `nats`, from which every stream but `STAYS` has been removed."""
     api = Api(nc)
-    for name in (await api.request("STREAM.NAMES"))["streams"] or ():
-        await api.request(f"STREAM.DELETE.{name}")
+    await apply(api, [_STAYS], [])
+    for name in (await api.request("STREAM.NAMES"))["streams"]:
+        if name != _STAYS.name:
+            await api.request(f"STREAM.DELETE.{name}")
     return api

@@ -225,6 +225,22 @@ async def test_a_response_over_max_payload_is_refused_and_an_error_fits_instead(
     assert (final.success, final.error.type) == (False, "internal")
 
 
+async def test_a_second_message_with_the_same_id_does_not_take_the_turn_over(nc: Connection) -> None:
+    request_id = uuid.uuid4().hex
+    first = Answer(nc, CHAT, request_id, attempt=1, streaming=True, source="AI_CHAT:1")
+    await say(first, "text")
+    for attempt in (2, 3):
+        with pytest.raises(Abandoned):
+            await Answer(nc, CHAT, request_id, attempt=attempt, streaming=True, source="AI_CHAT:2").open()
+    taken_over = Answer(nc, CHAT, request_id, attempt=2, streaming=True, source="AI_CHAT:1")
+    await taken_over.open()
+    await say(taken_over, "text")
+    await taken_over.finish(response(request_id, "text"))
+    with pytest.raises(AlreadyAnswered):
+        await Answer(nc, CHAT, request_id, attempt=4, streaming=True, source="AI_CHAT:2").open()
+    assert_coherent(*await seen(nc, request_id))
+
+
 async def test_a_failed_turn_ends_its_stream_with_one_error(nc: Connection) -> None:
     request_id = uuid.uuid4().hex
     writer = answer(nc, request_id)

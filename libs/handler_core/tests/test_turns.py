@@ -157,6 +157,25 @@ async def test_a_bug_in_the_handler_is_tried_again_and_in_the_end_told(nats: Nat
     assert letter["Dead-Letter-Deliveries"] == "4"
 
 
+async def test_a_failure_that_does_not_pass_is_told_at_the_last_attempt_and_kept_as_a_dead_letter(
+    nats: NatsServer, nc: Connection
+) -> None:
+    attempts = []
+
+    async def down(request: ChatRequest, ctx: Context[None]) -> ChatResponse:
+        attempts.append(ctx.attempt)
+        raise DownstreamUnavailable("the LLM is down", stage="llm")
+
+    async with serve(nats, down, max_deliveries=3):
+        answered = await ask(nc, CHAT, REQUEST, ChatRequest(query="x"))
+        await settled(nc)
+    assert attempts == [1, 2, 3]
+    assert answered.response.error is not None
+    assert (answered.response.error.type, answered.response.error.retryable) == ("downstream_unavailable", True)
+    [letter] = await dead_letters(nc)
+    assert letter["Dead-Letter-Reason"] == "the LLM is down"
+
+
 async def test_a_final_failure_is_answered_and_kept_as_a_dead_letter(nats: NatsServer, nc: Connection) -> None:
     async def missing(request: ChatRequest, ctx: Context[None]) -> AsyncIterator[str | ChatResponse]:
         yield "looking"

@@ -33,6 +33,8 @@ R = TypeVar("R", bound=Response)
 MAX_CHUNK = 16_384
 """Characters of one chunk event; at four bytes each it fits any server's `max_payload`."""
 PUBLISH_TRIES = 3
+SOURCE = "Answer-Source"
+"""Header of every event: which message is being answered."""
 
 _INBOX = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+)+").fullmatch
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
@@ -48,6 +50,8 @@ class Answer(Generic[R]):
     Args:
         attempt: how many times the request has been delivered; `open` looks for earlier writers from the second on.
         streaming: whether events are published; without them only the final response is.
+        source: the identity of the request's message: of two messages with one `request_id`, only that which
+            began the answer goes on with it.
         copy_to: a further subject for the final response, checked against what the family allows.
         headers: trace context, sent with everything.
 
@@ -63,6 +67,7 @@ class Answer(Generic[R]):
         *,
         attempt: int,
         streaming: bool,
+        source: str = "",
         copy_to: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -73,7 +78,7 @@ class Answer(Generic[R]):
         self._attempt = attempt
         self._streaming = streaming
         self._copy_to = _writable(family, copy_to) if copy_to else None
-        self._headers = headers or {}
+        self._headers = {**(headers or {}), SOURCE: source}
         self._final = f"evt.{family.prefix}.{request_id}"
         self._stream = f"evt.{family.prefix}.stream.{request_id}"
         self._writer = uuid.uuid4().hex[:12]
@@ -88,7 +93,7 @@ class Answer(Generic[R]):
 
         Raises:
             AlreadyAnswered: the final response is there; a stream that lacked its end has it now.
-            Abandoned: somebody else is taking it over at this moment.
+            Abandoned: somebody else is taking it over at this moment, or another message has the same id.
         """
         if self._attempt == 1:
             return
@@ -105,7 +110,7 @@ class Answer(Generic[R]):
     async def _raise_if_answered(self) -> None:
         # The events first: a final response is stored before its `done`, so that one read after them can be missing
         # only if they had not ended; and if it comes later still, the next event's condition tells.
-        newest = None
+        event = newest = None
         if self._streaming and (event := await self._api.last(self._family.stream, self._stream)) is not None:
             if self._last not in (0, event.sequence):
                 raise Abandoned(f"another worker answers {self.request_id}")
@@ -113,6 +118,8 @@ class Answer(Generic[R]):
             self._last, self._seq = event.sequence, newest.seq
         final = await self._api.last(self._family.stream, self._final)
         if final is None:
+            if event is not None and event.headers.get(SOURCE) != self._headers[SOURCE]:
+                raise Abandoned(f"another message with the id {self.request_id} is being answered")
             return
         if newest is not None and not newest.done:
             response = decode(final.data, self._family.response)

@@ -13,9 +13,19 @@ M = TypeVar("M", bound=Message)
 _MAX_NAMED = 3
 
 
+class _Extension:
+    """An extension type, which no field takes; msgpack's own class is a tuple and would pass for a list."""
+
+    __slots__ = ()
+
+    def __init__(self, code: int, data: bytes) -> None:
+        pass
+
+
 def encode(message: Message) -> bytes:
-    """A model as a MessagePack map; fields that are None are left out."""
-    return bytes(msgpack.packb(message.__pydantic_serializer__.to_python(message, exclude_none=True)))
+    """A model as a MessagePack map; fields that are None are left out, and half a surrogate pair becomes `?`."""
+    body = message.__pydantic_serializer__.to_python(message, exclude_none=True)
+    return bytes(msgpack.packb(body, unicode_errors="replace"))
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -25,13 +35,15 @@ def unpack(data: bytes) -> dict[str, Any]:
         InvalidRequest: not MessagePack, not a map, or its keys are not strings.
     """
     try:
-        body = msgpack.unpackb(data)
+        body = msgpack.unpackb(data, ext_hook=_Extension)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        if data[:1] in (b"{", b"["):
+        if data.lstrip()[:1] in (b"{", b"["):
             raise InvalidRequest("body: is JSON; it has to be a MessagePack map", stage="decode") from None
         raise InvalidRequest(f"body: is not MessagePack ({_reason(error)})", stage="decode") from None
     if type(body) is not dict:
         raise InvalidRequest(f"body: has to be a map, is {_KINDS.get(type(body), type(body).__name__)}", stage="decode")
+    if not all(type(key) is str for key in body):
+        raise InvalidRequest("body: its keys have to be strings", stage="decode")
     return body
 
 
@@ -47,7 +59,7 @@ def validate(body: dict[str, Any], model: type[M]) -> M:
         found = error.errors(include_input=False, include_url=False, include_context=False)
         parts = []
         for item in found[:_MAX_NAMED]:
-            place = ".".join(str(step)[:64] for step in item["loc"])
+            place = ".".join(_printable(str(step)[:64]) for step in item["loc"])
             text = item["msg"].removeprefix("Value error, ")
             parts.append(f"{place}: {text}" if place else text)
         if len(found) > _MAX_NAMED:
@@ -61,7 +73,11 @@ def decode(data: bytes, model: type[M]) -> M:
 
 
 _KINDS = {list: "an array", str: "a string", bytes: "binary", int: "an integer", float: "a float", bool: "a boolean",
-          type(None): "nil"}  # fmt: skip
+          type(None): "nil", _Extension: "an extension type"}  # fmt: skip
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _reason(error: Exception) -> str:

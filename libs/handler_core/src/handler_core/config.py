@@ -7,6 +7,7 @@ field's name in the folder `SECRETS_DIR` (default `/run/secrets`); a setting tha
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,6 +122,13 @@ class NatsSettings(Settings):
         if path is not None and not os.path.isfile(path):  # noqa: PTH113 - false, not an error, for any text
             raise ValueError("names no file")
         return path
+
+    @field_validator("nats_nkey_seed")
+    @classmethod
+    def _is_seed(cls, seed: SecretStr | None) -> SecretStr | None:
+        if seed is not None and not re.fullmatch(r"SU[A-Z2-7]{56}", seed.get_secret_value()):
+            raise ValueError("is not the seed of a user (SU…)")
+        return seed
 
     @model_validator(mode="after")
     def _is_coherent(self) -> "NatsSettings":

@@ -49,9 +49,9 @@ class Context(Generic[C]):
 
     @property
     def traceparent(self) -> str:
-        """The W3C trace context of the request, or a new one."""
+        """The W3C trace context of the request, or one of its own when it came without."""
         if not self._trace:
-            self._trace = traceparent(self.delivery.header(b"traceparent"))
+            self._trace = traceparent(self.delivery.header(b"traceparent"), self.delivery.identity.encode())
         return self._trace
 
     @property

@@ -62,6 +62,11 @@ class Delivery:
         return int(self._token(5)) / 1e9
 
     @property
+    def identity(self) -> str:
+        """What names this message at every delivery, and no other one, even of a stream made anew."""
+        return b":".join((self._token(0), self._token(3), self._token(5))).decode()
+
+    @property
     def pending(self) -> int:
         """How many messages stood behind it when it was delivered."""
         return int(self._token(6))

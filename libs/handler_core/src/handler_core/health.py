@@ -1,6 +1,7 @@
 """`/livez`, `/readyz` and `/metrics` over HTTP, for probes and scrapers."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -31,7 +32,8 @@ class Health:
         self.ready: dict[str, Check] = {}
         self._metrics = metrics
         self._lag = 0.0
-        self._lag_at = time.monotonic()
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._runner: web.AppRunner | None = None
         metrics.gauge("handler_loop_lag_seconds", "How late the event loop ran last.", lambda: self._lag)
         self.alive["loop"] = self._check_loop
@@ -50,22 +52,24 @@ class Health:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
+        self._due = time.monotonic()
+        self._measure_lag()
         return int(self._runner.addresses[0][1])
 
     async def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def watch_loop(self) -> None:
-        """Measure the event loop's lag until cancelled."""
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(LAG_INTERVAL)
-            self._lag_at = time.monotonic()
-            self._lag = max(0.0, self._lag_at - before - LAG_INTERVAL)
+    def _measure_lag(self) -> None:
+        now = time.monotonic()
+        self._lag = max(0.0, now - self._due)
+        self._due = now + LAG_INTERVAL
+        self._timer = asyncio.get_running_loop().call_later(LAG_INTERVAL, self._measure_lag)
 
     def _check_loop(self) -> str:
-        lag = max(self._lag, time.monotonic() - self._lag_at - LAG_INTERVAL)
+        lag = max(self._lag, time.monotonic() - self._due)
         return f"the event loop lags by {lag:.1f} s" if lag > MAX_LAG else ""
 
     async def _live(self, _: web.Request) -> web.Response:

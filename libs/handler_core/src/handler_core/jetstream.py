@@ -24,10 +24,10 @@ MSG_ID = "Nats-Msg-Id"
 
 
 class JetStreamError(Exception):
-    """The server refused an API call; `err_code` is the number in the server's own `errors.json`."""
+    """The server refused an API call or a message; `err_code` is the number in the server's own `errors.json`."""
 
-    def __init__(self, code: int, err_code: int, description: str) -> None:
-        super().__init__(f"JetStream: {description} ({err_code})")
+    def __init__(self, operation: str, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"JetStream refused {operation}: {description} ({err_code})")
         self.code = code
         self.err_code = err_code
         self.description = description
@@ -67,7 +67,10 @@ class Api:
             JetStreamError: not stored; `err_code` in `WRONG_LAST_SEQUENCE` when an expectation in `headers` failed.
             Transient: no acknowledgement; it may or may not have been stored.
         """
-        return int((await self._call(subject, payload, headers))["seq"])
+        answer = await self._call(subject, payload, headers)
+        if not isinstance(answer.get("seq"), int):
+            raise Transient(f"what answers on {subject} is no stream")
+        return int(answer["seq"])
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The newest message of a subject, read from the stream's leader; None when there is none."""
@@ -101,9 +104,14 @@ class Api:
             raise Transient(f"no answer on {subject} within {self._timeout:g} s") from None
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise Transient(f"not connected to NATS: {error}") from None
-        answer: dict[str, Any] = json.loads(reply.data)
-        if (error_body := answer.get("error")) is not None:
+        try:
+            answer: dict[str, Any] = json.loads(reply.data)
+            error_body = answer.get("error")
+        except (ValueError, AttributeError):
+            raise Transient(f"what answers on {subject} is not JetStream") from None
+        if error_body is not None:
             raise JetStreamError(
+                subject.removeprefix("$JS.API."),
                 error_body.get("code", 500),
                 error_body.get("err_code", 0),
                 error_body.get("description", "unknown error"),

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import contextlib
+import inspect
 import signal
 import sys
 import typing
@@ -38,6 +39,7 @@ from handler_core.contract.base import Message, Request
 from handler_core.delivery import Delivery
 from handler_core.health import Check, Health
 from handler_core.streams import Consumer
+from handler_core.tasks import background
 from handler_core.telemetry import Metrics
 from handler_core.turn import Turn
 
@@ -90,6 +92,8 @@ class Service(Generic[S]):
 
     def lifespan(self, function: Lifespan[S]) -> Lifespan[S]:
         """Build what handlers need: an async generator that yields it once, as `ctx.clients`, and cleans up after."""
+        if not inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function.__name__}: a lifespan has to be an async generator function")
         self._lifespan = function
         return function
 
@@ -155,6 +159,9 @@ class Service(Generic[S]):
         except (ConnectionLost, OSError) as error:
             log.error("service_failed", error=str(error))
             return 1
+        except Exception:
+            log.exception("service_failed")
+            return 1
         return 0
 
     async def run(self, settings: S, stop: asyncio.Event, *, started: asyncio.Future[Runtime] | None = None) -> None:
@@ -172,22 +179,16 @@ class Service(Generic[S]):
         health = Health(metrics)
         lost = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
+            health.ready["service"] = lambda: "starting"
             port = await health.start(settings.health_host, settings.health_port)
             stack.push_async_callback(health.stop)
-            health.ready["nats"] = lambda: "not connected"
-            nc = await _unless(stop, connect(settings, self.name, on_closed=lost.set))
-            if nc is None:
+            try:
+                async with _interrupted_by(stop):
+                    runtime, clients = await self._build(stack, settings, health, metrics, lost)
+            except _Stopped:
                 return
-            stack.push_async_callback(_close, nc)
-            health.ready["nats"] = lambda: "" if nc.is_connected else "not connected"
-            health.alive["nats"] = lambda: "closed" if nc.is_closed else ""
-            runtime = Runtime(nc, metrics, health)
-            clients = None
-            if self._lifespan is not None:
-                clients = await stack.enter_async_context(
-                    contextlib.asynccontextmanager(self._lifespan)(settings, runtime)
-                )
             consumers = [self._consumer(binding, runtime, clients, settings) for binding in self._bindings]
+            del health.ready["service"]
             log.info("service_started", health_port=port, consumers=[c.name for c in consumers])
             if started is not None:
                 started.set_result(runtime)
@@ -195,6 +196,21 @@ class Service(Generic[S]):
             if lost.is_set() and not stop.is_set():
                 raise ConnectionLost("NATS closed the connection")
         log.info("service_stopped")
+
+    async def _build(
+        self, stack: contextlib.AsyncExitStack, settings: S, health: Health, metrics: Metrics, lost: asyncio.Event
+    ) -> tuple[Runtime, Any]:
+        """Connect and run the lifespan's first half; `stack` closes both in the opposite order."""
+        health.ready["nats"] = lambda: "not connected"
+        nc = await connect(settings, self.name, on_closed=lost.set)
+        stack.push_async_callback(_close, nc)
+        health.ready["nats"] = lambda: "" if nc.is_connected else "not connected"
+        health.alive["nats"] = lambda: "closed" if nc.is_closed else ""
+        runtime = Runtime(nc, metrics, health)
+        if self._lifespan is None:
+            return runtime, None
+        lifespan = contextlib.asynccontextmanager(self._lifespan)(settings, runtime)
+        return runtime, await stack.enter_async_context(lifespan)
 
     def _consumer(self, binding: _Binding[S], runtime: Runtime, clients: Any, settings: S) -> PullConsumer:
         limits = binding.limits(settings)
@@ -207,7 +223,6 @@ class Service(Generic[S]):
         self, consumers: list[PullConsumer], health: Health, settings: S, stop: asyncio.Event, lost: asyncio.Event
     ) -> None:
         async with asyncio.TaskGroup() as tasks:
-            keepers = [tasks.create_task(health.watch_loop())]
             running = [tasks.create_task(consumer.run()) for consumer in consumers]
             for consumer, task in zip(consumers, running, strict=True):
                 health.alive[f"consumer {consumer.name}"] = _runs(task)
@@ -222,7 +237,7 @@ class Service(Generic[S]):
                 _, late = await asyncio.wait(running, timeout=settings.drain_timeout if not lost.is_set() else 0)
                 if late:
                     log.warning("drain_cut_short", in_flight=sum(consumer.in_flight for consumer in consumers))
-            for unfinished in (*keepers, *ends, *running):
+            for unfinished in (*ends, *running):
                 unfinished.cancel()
 
 
@@ -239,8 +254,8 @@ def _typed(nc: Connection, clients: Any, model: type[Message], handler: Callable
 
 
 def _first_annotation(handler: Callable[..., Any], base: type[Message]) -> type[Any]:
-    hints = typing.get_type_hints(handler)
-    first = next(iter(hints.values()), None)
+    parameter = next(iter(inspect.signature(handler).parameters), "")
+    first = typing.get_type_hints(handler).get(parameter)
     if not (isinstance(first, type) and issubclass(first, base)):
         raise TypeError(f"{handler.__name__}: its first parameter has to be annotated with a {base.__name__} model")
     return first
@@ -250,17 +265,26 @@ def _runs(task: asyncio.Task[None]) -> Check:
     return lambda: "its task has ended" if task.done() else ""
 
 
-async def _unless(stop: asyncio.Event, work: typing.Coroutine[Any, Any, Connection]) -> Connection | None:
-    """The result of `work`, or None when `stop` comes first."""
+class _Stopped(Exception):
+    """The service was stopped before it had started."""
+
+
+@contextlib.asynccontextmanager
+async def _interrupted_by(stop: asyncio.Event) -> AsyncIterator[None]:
+    """Cancel the block when `stop` is set, and raise `_Stopped` after it."""
+
+    async def watch() -> None:
+        await stop.wait()
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    limit = asyncio.timeout(None)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            job, end = tasks.create_task(work), tasks.create_task(stop.wait())
-            await asyncio.wait([job, end], return_when=asyncio.FIRST_COMPLETED)
-            end.cancel()
-            job.cancel()
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
-    return None if job.cancelled() else job.result()
+        async with limit, background(watch()):
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise _Stopped from None
+        raise
 
 
 async def _close(nc: Connection) -> None:

@@ -143,10 +143,19 @@ CHAT_HANDLER = Consumer("AI_CHAT", "chat_handler", description="answers question
 STREAMS: tuple[Stream, ...] = (AI_CHAT, AI_EVENTS, AI_CONTROL, DLQ)
 CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER,)
 
-# What the server refuses to change on an existing stream or consumer.
-_FIXED = frozenset({"storage", "retention", "deliver_policy", "ack_policy", "replay_policy", "durable_name"})
-# Differences with which a worker must not run: it would take another's messages, or lose its own.
-_UNSAFE = frozenset({"ack_policy", "filter_subjects", "deliver_subject", "max_deliver", "missing"})
+# What the server (2.15) refuses to change on an existing stream or consumer; `retention` see `Difference.in_place`.
+_FIXED = frozenset({"storage", "sealed", "durable_name", "deliver_policy", "ack_policy",
+                    "replay_policy", "max_waiting", "deliver_subject", "mem_storage"})  # fmt: skip
+# Differences with which a worker must not run: it would take another's messages, lose its own, or get none.
+_UNSAFE = frozenset({"ack_policy", "filter_subjects", "deliver_subject", "max_deliver", "headers_only",
+                     "priority_policy", "missing"})  # fmt: skip
+# What must not be set without being declared: it changes what is kept or delivered, and an update would undo it.
+_UNSET: dict[str, dict[str, Any]] = {
+    "stream": dict.fromkeys(("republish", "mirror", "sources", "subject_transform", "sealed", "no_ack",
+                             "discard_new_per_subject")) | {"max_msgs": -1, "max_msg_size": -1, "max_consumers": -1},
+    "consumer": dict.fromkeys(("filter_subjects", "deliver_subject", "headers_only", "backoff", "inactive_threshold",
+                               "priority_policy", "max_batch", "max_expires", "max_bytes", "mem_storage")),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,8 @@ class Difference:
     @property
     def in_place(self) -> bool:
         """Whether `apply` can mend it without deleting anything."""
+        if self.field == "retention":
+            return "workqueue" not in (self.declared, self.actual)
         return self.field not in _FIXED
 
     @property
@@ -181,21 +192,15 @@ class Difference:
 def compare(
     kind: Literal["stream", "consumer"], name: str, declared: dict[str, Any], actual: dict[str, Any]
 ) -> list[Difference]:
-    """The declared fields in which the server's configuration differs; what the server adds is ignored."""
+    """The fields in which the server's configuration differs; of those not declared, only what must not be set."""
     differences = []
-    for field, value in declared.items():
+    for field, value in {**_UNSET[kind], **declared}.items():
         there = actual.get(field)
-        if field == "filter_subjects" and there is None and actual.get("filter_subject"):
+        if field == "filter_subjects" and actual.get("filter_subject"):
             there = [actual["filter_subject"]]
         same = sorted(value) == sorted(there or []) if isinstance(value, list) else (value or None) == (there or None)
         if not same:
             differences.append(Difference(kind, name, field, value, there))
-    if actual.get("deliver_subject"):
-        differences.append(Difference(kind, name, "deliver_subject", None, actual["deliver_subject"]))
-    if kind == "consumer" and "filter_subjects" not in declared:
-        there = actual.get("filter_subjects") or ([actual["filter_subject"]] if actual.get("filter_subject") else None)
-        if there:
-            differences.append(Difference(kind, name, "filter_subjects", [], there))
     return differences
 
 
@@ -254,8 +259,9 @@ async def apply(
     """Create what is missing, update what differs, and return what was changed; a second call changes nothing.
 
     Raises:
-        NotInPlace: something cannot be changed without deleting it. All else has been applied.
-        JetStreamError: the server refused a configuration.
+        NotInPlace: a stream or consumer cannot be changed without deleting it; it was left as it is, and all others
+            have been applied.
+        JetStreamError: the server refused a configuration; those before it have been applied.
     """
     changed: list[Difference] = []
     refused: list[Difference] = []

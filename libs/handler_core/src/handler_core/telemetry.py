@@ -4,7 +4,7 @@ Nothing here is locked or looked up by label on the hot path: whoever counts hol
 labels. The text format is Prometheus exposition format 0.0.4.
 """
 
-import os
+import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class Gauge:
         self._read = read
 
     def samples(self, name: str, labels: str) -> Iterator[str]:
-        yield f"{name}{labels} {self._read():g}"
+        yield f"{name}{labels} {self._read()}"
 
 
 class Histogram:
@@ -71,7 +71,8 @@ class Histogram:
             total += count
             le = "+Inf" if bound is None else f"{bound:g}"
             yield f'{name}_bucket{{{inner}le="{le}"}} {total}'
-        yield f"{name}_sum{labels} {self.sum:g}"
+        # With every digit: a sum cut to six would stand still between scrapes once it is large.
+        yield f"{name}_sum{labels} {self.sum}"
         yield f"{name}_count{labels} {total}"
 
 
@@ -122,20 +123,24 @@ class Metrics:
         """All metrics in the text format."""
         lines: list[str] = []
         for name, (help, kind, members) in self._families.items():
-            lines += (f"# HELP {name} {help}", f"# TYPE {name} {kind}")
+            text = help.replace("\\", "\\\\").replace("\n", "\\n")
+            lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
             for labels, metric in members.items():
                 lines += metric.samples(name, labels)
         return "\n".join(lines) + "\n"
 
 
-def traceparent(header: str | None) -> str:
-    """The trace context to carry on: the one given when it is well formed, else a new one.
+def traceparent(header: str | None, seed: bytes) -> str:
+    """The trace context to carry on: the one given when it is well formed, else one made from `seed`.
+
+    Every delivery of a message has the same seed, so that the attempts of a turn share a trace in any case.
 
     Source: W3C Trace Context, section 3.2.
     """
     if header and (match := _TRACEPARENT(header)) and match[1] != "0" * 32 and match[2] != "0" * 16:
         return header
-    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"
+    made = hashlib.blake2b(seed, digest_size=24).hexdigest()
+    return f"00-{made[:32]}-{made[32:]}-00"
 
 
 def trace_id(traceparent: str) -> str:

@@ -50,6 +50,7 @@ class Turn(Generic[Q, R, C]):
 
     async def process(self, delivery: Delivery) -> None:
         """Answer one request; see `PullConsumer` for what returning and raising mean."""
+        structlog.contextvars.clear_contextvars()
         body = unpack(delivery.data)
         if (user := _user(delivery.subject)) is not None:
             body["user_id"] = user
@@ -59,7 +60,6 @@ class Turn(Generic[Q, R, C]):
         ctx = Context(self._nc, self._clients, delivery, request.request_id or _made_id(delivery), deadline)
         ctx.timings.record("queue", queued)
         current_trace.set(ctx.trace_headers)
-        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=ctx.request_id, trace_id=trace_id(ctx.traceparent))
         answer = self._answer(ctx, getattr(request, "enable_streaming", False), request.response_subject)
         try:
@@ -103,6 +103,7 @@ class Turn(Generic[Q, R, C]):
             attempt=ctx.attempt,
             streaming=streaming,
             copy_to=copy_to,
+            source=ctx.delivery.identity,
             headers=ctx.trace_headers,
         )
 
@@ -120,16 +121,19 @@ class Turn(Generic[Q, R, C]):
                 raise
             ctx.log.warning("turn_failed", type=error.type.value, error=error.message, stage=error.stage)
             await answer.fail(error, ctx.timings.as_dict())
-            # Late, taken back, or not worth the wait: told, and done with. Anything else is kept as a dead letter.
-            if not (error.retryable or isinstance(error, DeadlineExceeded | Canceled)):
-                raise
+            if isinstance(error, DeadlineExceeded | Canceled) or (error.retryable and self._too_late(error, ctx)):
+                return  # nobody waits for it any more
+            error.retryable = False  # what is left is kept as a dead letter
+            raise
         else:
             ctx.log.info("turn_answered", attempt=ctx.attempt, degraded=response.degraded, **ctx.timings.as_dict())
 
     def _comes_back(self, error: HandlerError, ctx: Context[C]) -> bool:
-        """Whether another attempt can still be in time."""
-        soonest = max(error.retry_after or 0.0, self._limits.retry_base / 2)
-        return error.retryable and ctx.attempt < self._limits.max_deliveries and ctx.deadline.remaining() > soonest
+        return error.retryable and ctx.attempt < self._limits.max_deliveries and not self._too_late(error, ctx)
+
+    def _too_late(self, error: HandlerError, ctx: Context[C]) -> bool:
+        """Whether the deadline will have passed before another attempt."""
+        return ctx.deadline.remaining() < max(error.retry_after or 0.0, self._limits.retry_base / 2)
 
     async def _generate(self, request: Q, ctx: Context[C], answer: Answer[R]) -> R:
         """Run the handler, streaming its text, within the deadline."""

@@ -10,7 +10,8 @@ import nats.errors
 import typer
 from rich.console import Console
 
-from handler_core.config import load_or_exit
+from handler_core import logs
+from handler_core.config import LogSettings, load_or_exit
 from handler_core.connection import Connection, connect
 from handler_core.errors import HandlerError
 from handler_core.jetstream import JetStreamError
@@ -45,6 +46,7 @@ async def connected(config: CliSettings, timeout: float) -> AsyncIterator[Connec
 
 def run(command: Coroutine[Any, Any, None]) -> None:
     """Run a command's coroutine; a failure that has a reason is one line on stderr and exit code 1, Ctrl-C is 130."""
+    logs.configure(LogSettings(log_level="warning", log_format="console"), "handlers")
     try:
         asyncio.run(command)
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """What every request and event has in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """An id that becomes a subject token: no dots, wildcards or spaces can reach a subject through it."""
@@ -15,7 +15,7 @@ class Message(BaseModel):
 
 
 class Request(Message):
-    """The fields that every request may carry."""
+    """The fields that every request may carry; one that is nil counts as absent."""
 
     request_id: Token | None = None
     """Names the turn; made by the handler when absent. Reusing one returns the first turn's answer."""
@@ -26,3 +26,10 @@ class Request(Message):
     """How long the answer is of use, in milliseconds from the message's arrival in the stream."""
     response_subject: str | None = Field(default=None, max_length=512)
     """A further subject for the final response: `_INBOX.>` or below the family's own response prefix."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nil_is_absent(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data

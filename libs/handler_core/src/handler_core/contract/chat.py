@@ -4,9 +4,17 @@ Requests arrive on `ai.chat.request` or `ai.chat.user.{user}.message`. Clients s
 `ai.chat.response.stream.{request_id}` and `ai.chat.response.{request_id}` before they publish.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Message, Request
@@ -15,7 +23,36 @@ REQUEST_SUBJECT = "ai.chat.request"
 USER_SUBJECT = "ai.chat.user.{user}.message"
 
 FilterValue = str | int | float | bool
-FilterTerm = FilterValue | list[FilterValue] | dict[Literal["gt", "gte", "lt", "lte", "ne"], FilterValue]
+
+
+MAX_CONDITIONS = 32
+MAX_VALUES = 1000
+
+
+def _few(value: Any) -> Any:
+    # Before the members are looked at: each wrong one costs an error, and a message holds a million.
+    if isinstance(value, dict) and len(value) > MAX_CONDITIONS:
+        raise ValueError(f"has more than {MAX_CONDITIONS} conditions")
+    return value
+
+
+def _one_error(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, list | dict) and len(value) > MAX_VALUES:
+        raise ValueError(f"has more than {MAX_VALUES} values")
+    try:
+        return validate(value)
+    except ValidationError:  # one for each kind that it might have been
+        raise ValueError("has to be a string, a finite number or a boolean, a list of these, or bounds") from None
+
+
+FilterTerm = Annotated[
+    FilterValue | list[FilterValue] | dict[Literal["gt", "gte", "lt", "lte", "ne"], FilterValue],
+    WrapValidator(_one_error),
+]
+
+
+def _blank(text: object) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 class ChatRequest(Request):
@@ -26,9 +63,9 @@ class ChatRequest(Request):
     message: str = Field(default="", max_length=65_536, exclude=True)
     collection: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
     """The Milvus collection to search; the handler's `COLLECTION_NAME` when absent."""
-    filter: dict[str, FilterTerm] = Field(default_factory=dict, max_length=32)
+    filter: Annotated[dict[str, FilterTerm], BeforeValidator(_few)] = Field(default_factory=dict)
     """Conditions on a source's metadata, all of which must hold: a value to equal, a list to be one of,
-    or bounds such as `{"gte": 2020, "lt": 2024}`."""
+    or bounds such as `{"gte": 2020, "lt": 2024}`; at most `MAX_CONDITIONS`, of `MAX_VALUES` values each."""
     top_k: int = Field(default=5, ge=1, le=100)
     """How many sources reach the prompt."""
     enable_rag: bool = True
@@ -46,7 +83,7 @@ class ChatRequest(Request):
     @model_validator(mode="before")
     @classmethod
     def _message_is_query(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("query") and data.get("message"):
+        if isinstance(data, dict) and _blank(data.get("query")) and not _blank(data.get("message")):
             return {**data, "query": data["message"]}
         return data
 
