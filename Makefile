@@ -41,6 +41,8 @@ check: $(STAMP) ## lint, formatting, types, dependency directions
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy -p benchmarks
+	@$(BIN)/mypy tools/demo.py
 	@$(BIN)/lint-imports
 
 format: $(STAMP) ## format the code and mend what ruff can mend

@@ -119,14 +119,18 @@ def stack() -> Iterator[Stack]:
     }
     running = Stack(data, environment)
     try:
-        running.start("nats", str(BIN / "nats-server"), "-a", "127.0.0.1", "-p", str(nats), "-js", "-sd", str(data / "nats"))
+        running.start(
+            "nats", str(BIN / "nats-server"), "-a", "127.0.0.1", "-p", str(nats), "-js", "-sd", str(data / "nats")
+        )
         running.start("milvus", str(BIN / "milvus-lite"), "server", "--data-dir", str(data / "milvus"),
                       "--host", "127.0.0.1", "--port", str(milvus))  # fmt: skip
         running.start("local_inference", sys.executable, "-m", "local_inference", HOST="127.0.0.1",
                       PORT=str(inference), FAULTS__CHAT__TOKEN_DELAY_MS=TOKEN_DELAY_MS)  # fmt: skip
         running.wait("nats", Ready(nats))
         handlers(running, "streams", "apply", quiet=True)
-        running.start("chat_handler", sys.executable, "-m", "chat_handler", HEALTH_HOST="127.0.0.1", HEALTH_PORT=str(health))
+        running.start(
+            "chat_handler", sys.executable, "-m", "chat_handler", HEALTH_HOST="127.0.0.1", HEALTH_PORT=str(health)
+        )
         running.wait("chat_handler", Ready(health, "/readyz"))
         running.wait("local_inference", Ready(inference, "/health"))
         running.wait("milvus", Ready(milvus))

@@ -108,6 +108,8 @@ class PullConsumer:
         self._sid: int | None = None
         self._inbox = ""
         self._pending = 0
+        self._uncovered = 0
+        """Free slots for which nothing has been asked; arrivals leave the number as it is."""
         self._last_sign = 0.0
         self._silences = 0
         self._fruitless = 0
@@ -276,23 +278,18 @@ class PullConsumer:
             await self._nc.force_reconnect()
 
     def _pull(self) -> None:
-        """Ask for the free slots that no pending request covers, once those fall under half."""
+        """Ask for the free slots that no pending request covers, once those are half of all free ones."""
         limits = self.limits
         free = limits.max_in_flight + limits.prefetch - len(self._running) - len(self._buffer)
-        if (
-            self._pending > free // 2
-            or free <= self._pending
-            or self._stopping
-            or self._fault
-            or not self._nc.is_connected
-        ):
+        self._uncovered = uncovered = free - self._pending
+        if uncovered <= 0 or self._pending > uncovered or self._stopping or self._fault or not self._nc.is_connected:
             return
-        batch = free - self._pending
         if self._pending == 0:
             self._last_sign = time.monotonic()
         self._pending = free
+        self._uncovered = 0
         request = {
-            "batch": batch,
+            "batch": uncovered,
             "expires": int(limits.expires * NANOSECONDS),
             "idle_heartbeat": int(min(limits.idle_heartbeat, limits.expires / 2) * NANOSECONDS),
         }
@@ -315,14 +312,16 @@ class PullConsumer:
             self._hand_back(delivery)
             return
         self._buffer.append(delivery)
+        if self._pending <= self._uncovered:
+            self._pull()  # handlers that end ask too, but none may end for long
         if not self._waking:
             self._wake()
 
     def _status(self, raw: bytes) -> None:
         line, _, _ = raw.partition(b"\r\n")
-        if not line[9:12].isdigit():
+        if len(digits := line[9:12]) < 3 or not digits.isdigit():
             return  # no status, and no message that could be settled
-        code = int(line[9:12])
+        code = int(digits)
         text = line[13:].decode("utf-8", "replace").strip()
         lower = text.lower()
         if code == 100:
@@ -397,9 +396,6 @@ class PullConsumer:
             delivery.started = time.monotonic()
             try:
                 await self._handle(delivery, task)
-            except asyncio.CancelledError:
-                if self._stopped(task):
-                    raise
             finally:
                 if not delivery.settled:
                     self._hand_back(delivery)
@@ -451,9 +447,9 @@ class PullConsumer:
             self._count.acked.value += 1
             return
         self._running[delivery] = None
-        await self._failed(delivery, error)
+        await self._failed(delivery, error, task)
 
-    async def _failed(self, delivery: Delivery, error: HandlerError) -> None:
+    async def _failed(self, delivery: Delivery, error: HandlerError, task: asyncio.Task[None]) -> None:
         if error.retryable:
             delay = self.limits.retry_delay(delivery.attempt, error.retry_after)
             log.warning("message_retried", consumer=self.name, sequence=delivery.sequence, attempt=delivery.attempt,
@@ -465,7 +461,9 @@ class PullConsumer:
             if self._refuse is not None:
                 await self._refuse(delivery, error)
             await dead_letter(self._api, self._nc, delivery, error)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if self._stopped(task):
+                raise
             # The letter is not stored yet: keep the message and try to bury it again.
             log.exception("dead_letter_failed", consumer=self.name, sequence=delivery.sequence)
             delivery.nak(self.limits.retry_delay(delivery.attempt))
@@ -501,7 +499,7 @@ class PullConsumer:
             now = time.monotonic()
             for delivery, task in list(self._running.items()):
                 if task is not None and now - delivery.started > timeout * (delivery.timeouts + 1):
-                    if delivery.timeouts:
+                    if delivery.timeouts == 1:
                         log.error("handler_ignores_cancellation", consumer=self.name, sequence=delivery.sequence)
                     delivery.timeouts += 1
                     task.cancel()

@@ -1,6 +1,7 @@
 """What the consumer's tests share."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
 
 import pytest
 import structlog
@@ -36,7 +37,7 @@ async def proxy(nats: NatsServer) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def logged() -> "AsyncIterator[list[structlog.typing.EventDict]]":
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
     """The log entries of the test, as dicts."""
     with structlog.testing.capture_logs() as entries:
-        yield entries  # type: ignore[misc]
+        yield entries

@@ -52,7 +52,7 @@ async def test_server_restarted_twice_without_a_message_between(logged: Entries)
                     server.kill()
                     server.start()
                     await until(lambda n=restarts: len(events(logged, "pull_restarted")) > n, "it noticed")
-                await until(lambda: consumer.bound, "bound again")
+                    await until(lambda: consumer.bound and not consumer._fault, "it pulls again")
                 await stage.publish(b"after")
                 await stage.all_settled()
                 assert log.ended == [b"after"]
@@ -125,12 +125,11 @@ async def test_server_s_bytes_swallowed_is_noticed_by_the_heartbeat(
 ) -> None:
     stage = await make_stage(nc, ack_wait=0.6)
     log = Log()
-    async with connection(proxy.url) as worker:
-        async with running(pulling(worker, stage.consumer, log, idle_heartbeat=0.2)):
-            proxy.swallow()
-            await stage.publish_numbers(8)
-            await stage.all_settled()
-            assert log.distinct == numbers(8)
+    async with connection(proxy.url) as worker, running(pulling(worker, stage.consumer, log, idle_heartbeat=0.2)):
+        proxy.swallow()
+        await stage.publish_numbers(8)
+        await stage.all_settled()
+        assert log.distinct == numbers(8)
     assert len([e for e in events(logged, "pull_restarted") if "no heartbeat" in e["reason"]]) == 1
 
 
@@ -149,15 +148,14 @@ async def test_a_stall_that_ends_by_itself_leaves_the_connection_hearing(nc: Con
 
 
 async def test_reconnects_although_unsent_bytes_are_stuck_in_the_lost_connection(nc: Connection, proxy: Proxy) -> None:
-    stage = await make_stage(nc)
+    stage = await make_stage(nc, ack_wait=1.0)
     log = Log()
-    async with connection(proxy.url) as worker:
-        async with running(pulling(worker, stage.consumer, log, idle_heartbeat=0.2)):
-            proxy.stall()
-            for _ in range(64):
-                worker.send("nobody.listens", bytes(512 * 1024))  # more than the socket's buffers hold
-            await stage.publish(b"after")
-            await stage.all_settled()
+    async with connection(proxy.url) as worker, running(pulling(worker, stage.consumer, log, idle_heartbeat=0.2)):
+        proxy.stall()
+        for _ in range(64):
+            worker.send("nobody.listens", bytes(512 * 1024))  # more than the socket's buffers hold
+        await stage.publish(b"after")
+        await stage.all_settled()
     assert log.ended == [b"after"]
     assert proxy.accepted >= 2
 
@@ -238,9 +236,7 @@ async def test_a_lookup_that_fails_on_a_restarting_server_is_tried_again(nats: N
 async def test_a_subject_that_is_no_text_does_not_deafen_the_connection(nc: Connection, noise: bytes) -> None:
     stage = await make_stage(nc)
     wild = f"{stage.stream.name}.>"
-    await stage.api.request(
-        f"STREAM.UPDATE.{stage.stream.name}", {**stage.stream.config(), "subjects": [wild]}
-    )
+    await stage.api.request(f"STREAM.UPDATE.{stage.stream.name}", {**stage.stream.config(), "subjects": [wild]})
     log = Log()
     async with running(pulling(nc, stage.consumer, log)):
         nc._write(b"PUB %b.%b 1\r\nx\r\n" % (stage.stream.name.encode(), noise))
