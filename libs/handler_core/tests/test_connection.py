@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import shutil
-import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from handler_core.config import NatsSettings
+from handler_core.config import NatsSettings, SettingsError
 from handler_core.connection import (
     MAX_SUBJECT,
     PENDING_LIMIT,
@@ -284,7 +283,7 @@ async def test_a_missing_client_certificate_is_refused(tls_server: NatsServer, c
 
 
 async def test_a_certificate_file_that_is_none_is_an_error(tls_server: NatsServer) -> None:
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(SettingsError, match="NATS_TLS_CA"):
         await connect(settings(tls_server, nats_tls_ca=Path(__file__)), "test")
 
 

@@ -12,12 +12,12 @@ from handler_core import streams
 from handler_core.codec import decode, encode
 from handler_core.config import ServiceSettings
 from handler_core.connection import Connection
-from handler_core.consumer import Limits
 from handler_core.context import Context
 from handler_core.contract.answer import StreamEvent
 from handler_core.contract.chat import CHAT, ChatRequest, ChatResponse
 from handler_core.errors import DownstreamUnavailable, Internal, NotFound
 from handler_core.jetstream import Api
+from handler_core.limits import Limits
 from handler_core.service import Service
 from handler_core.testing import Answered, NatsServer, ask, connection, serving, stored, text_of, until
 

@@ -21,8 +21,9 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from handler_core.config import NatsSettings
+from handler_core.config import NatsSettings, SettingsError, masked
 from handler_core.errors import Internal
+from handler_core.parser import DirectParser, Sink
 
 log = structlog.get_logger("handler_core.connection")
 
@@ -38,15 +39,17 @@ WRITE_HIGH_WATER = 1 << 20
 PENDING_LIMIT = 8 << 20
 """Bytes of publishes that wait for a lost connection; more are refused."""
 
-_SUBJECT = re.compile(r"[^\s.*>\x00]+(?:\.[^\s.*>\x00]+)*").fullmatch
+_SUBJECT = re.compile(r"[^\s.*>\x00\ud800-\udfff]+(?:\.[^\s.*>\x00\ud800-\udfff]+)*").fullmatch
+_HEADER_NAME = re.compile(r"[!-9;-~]+").fullmatch
 _HEADER_LINE = b"NATS/1.0\r\n"
-
-Sink = Callable[[bytes, bytes, bytes, bytes | None], None]
-"""Takes (subject, reply, data, raw headers) of a pulled message or a status."""
 
 
 class BadSubject(Internal):
     """A subject that cannot be published to."""
+
+
+class BadHeader(Internal):
+    """A header that would not arrive as it was meant."""
 
 
 class MessageTooLarge(Internal):
@@ -64,12 +67,21 @@ def parse_headers(raw: bytes | None) -> dict[str, str]:
 
 
 def header_block(headers: dict[str, str]) -> bytes:
-    """A dict as a NATS header block; line ends inside a value become spaces."""
-    lines = "".join(f"{name}: {value.translate(_NO_LINE_ENDS)}\r\n" for name, value in headers.items())
-    return _HEADER_LINE + lines.encode("utf-8", "replace") + b"\r\n"
+    """A dict as a NATS header block; line ends inside a value become spaces.
+
+    Raises:
+        BadHeader: a name is not printable ASCII without a colon.
+    """
+    lines = []
+    for name, value in headers.items():
+        if not _HEADER_NAME(name):
+            raise BadHeader(f"cannot send a header of the name {name[:64]!r}")
+        lines.append(f"{name}: {value if value.isprintable() else _one_line(value)}\r\n")
+    return _HEADER_LINE + "".join(lines).encode("utf-8", "replace") + b"\r\n"
 
 
-_NO_LINE_ENDS = {13: " ", 10: " "}
+def _one_line(value: str) -> str:
+    return value.replace("\r", " ").replace("\n", " ")
 
 
 class Connection(Client):
@@ -77,7 +89,7 @@ class Connection(Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sinks: dict[int, Sink] = {}
+        self._ps: DirectParser = DirectParser(self)
         self._kick: asyncio.Future[None] | None = None
         self.on_reconnect: list[Callable[[], None]] = []
         """Called after each reconnect, before anything else is read."""
@@ -105,12 +117,14 @@ class Connection(Client):
         """Queue a publish for the next write to the socket; `headers` is a whole header block.
 
         Raises:
-            BadSubject, MessageTooLarge: see `check`.
+            BadSubject, MessageTooLarge: see `check`; `reply` is checked alike.
             nats.errors.ConnectionClosedError: the connection has ended.
             nats.errors.OutboundBufferLimitError: disconnected, and `PENDING_LIMIT` is reached.
         """
         size = len(headers) + len(payload)
         self.check(subject, size)
+        if reply:
+            self.check(reply, 0)
         if headers:
             self._write(
                 b"HPUB %b %b %d %d\r\n%b%b\r\n"
@@ -166,7 +180,7 @@ class Connection(Client):
     async def attach(self, inbox: str, sink: Sink) -> int:
         """Subscribe `sink` to an inbox, bypassing nats-py's queue; returns the subscription's id."""
         subscription = await self.subscribe(inbox)
-        self._sinks[subscription._id] = sink
+        self._ps.sinks[subscription._id] = sink
         return int(subscription._id)
 
     def mute(self, sid: int) -> None:
@@ -181,20 +195,7 @@ class Connection(Client):
             await self.responds(CONNECT_TIMEOUT)
         finally:
             self._subs.pop(sid, None)
-            self._sinks.pop(sid, None)
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        sink = self._sinks.get(sid)
-        if sink is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
-        try:
-            sink(subject, reply, data, headers)
-        except Exception:
-            # Nothing that arrives may end the read loop; unsettled, the message comes again.
-            log.exception("pulled_message_failed", subject=subject)
+            self._ps.sinks.pop(sid, None)
 
     # -- where nats-py would be left waiting or deaf
 
@@ -271,7 +272,7 @@ async def connect(
             return
         failures += 1
         if not quiet and (failures in (1, 10) or failures % 120 == 0):
-            log.warning("nats_unreachable", url=_masked(settings.nats_url), error=_text(exc), attempts=failures)
+            log.warning("nats_unreachable", url=masked(settings.nats_url), error=_text(exc), attempts=failures)
 
     await nc.connect(
         settings.nats_url.split(","),
@@ -305,12 +306,22 @@ def credentials(settings: NatsSettings) -> dict[str, Any]:
         options["nkeys_seed_str"] = settings.nats_nkey_seed.get_secret_value()
     if settings.nats_creds is not None:
         options["user_credentials"] = str(settings.nats_creds)
-    if settings.nats_tls_ca or settings.nats_tls_cert or settings.nats_url.startswith("tls://"):
+    secure = any(url.startswith(("tls://", "wss://")) for url in settings.nats_url.split(","))
+    if settings.nats_tls_ca or settings.nats_tls_cert or secure:
+        options["tls"] = _tls(settings)
+    return options
+
+
+def _tls(settings: NatsSettings) -> ssl.SSLContext:
+    name = "NATS_TLS_CA"
+    try:
         context = ssl.create_default_context(cafile=_path(settings.nats_tls_ca))
         if settings.nats_tls_cert is not None:
+            name = "NATS_TLS_CERT, NATS_TLS_KEY"
             context.load_cert_chain(str(settings.nats_tls_cert), _path(settings.nats_tls_key))
-        options["tls"] = context
-    return options
+    except ssl.SSLError as error:
+        raise SettingsError(f"{name}: cannot be used: {error.reason or error}") from None
+    return context
 
 
 def _text(exc: Exception) -> str:
@@ -324,8 +335,3 @@ def _path(path: Path | None) -> str | None:
 def _server(nc: Connection) -> str:
     url = nc.connected_url
     return "" if url is None else f"{url.hostname}:{url.port}"
-
-
-def _masked(url: str) -> str:
-    """A URL list without the user information that may stand in it."""
-    return re.sub(r"//[^@/,]*@", "//…@", url)

@@ -8,11 +8,14 @@ old way. Source: the NATS client protocol (MSG, HMSG).
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import structlog
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
 if TYPE_CHECKING:
     from handler_core.connection import Connection
+
+log = structlog.get_logger("handler_core.parser")
 
 Sink = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes (subject, reply, data, raw headers) of a message."""
@@ -40,7 +43,7 @@ class DirectParser(Parser):
         """
         if self._rest:
             data = self._rest + data
-        position = 0
+        position, stats = 0, self.nc.stats
         while (line_end := data.find(b"\r\n", position)) >= 0:
             body = line_end + 2
             if data.startswith(b"HMSG ", position):
@@ -68,7 +71,13 @@ class DirectParser(Parser):
             sid = int(arguments[1])
             sink = self.sinks.get(sid)
             if sink is not None:
-                sink(arguments[0], reply, payload, headers)
+                stats["in_msgs"] += 1
+                stats["in_bytes"] += len(payload)
+                try:
+                    sink(arguments[0], reply, payload, headers)
+                except Exception:
+                    # Nothing that arrives may end the reading; unsettled, the message comes again.
+                    log.exception("pulled_message_failed", subject=arguments[0])
             else:
                 await self.nc._process_msg(sid, arguments[0], reply, payload, headers)
         else:

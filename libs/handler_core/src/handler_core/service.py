@@ -32,16 +32,18 @@ import structlog
 from handler_core import codec, logs
 from handler_core.config import ServiceSettings, load_or_exit, printable
 from handler_core.connection import Connection, connect
-from handler_core.consumer import Limits, Process, PullConsumer, Refuse
+from handler_core.consumer import PullConsumer
 from handler_core.context import Context
 from handler_core.contract.answer import Family
 from handler_core.contract.base import Message, Request
 from handler_core.delivery import Delivery
 from handler_core.health import Check, Health
+from handler_core.limits import Limits
 from handler_core.streams import Consumer
 from handler_core.tasks import background
 from handler_core.telemetry import Metrics
 from handler_core.turn import Turn
+from handler_core.workers import Process, Refuse
 
 log = structlog.get_logger("handler_core.service")
 

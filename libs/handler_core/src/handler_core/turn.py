@@ -12,13 +12,13 @@ import structlog
 from handler_core.answer import AlreadyAnswered, Answer
 from handler_core.codec import unpack, validate
 from handler_core.connection import Connection
-from handler_core.consumer import Limits
 from handler_core.context import Context
 from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Request
 from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, Canceled, DeadlineExceeded, HandlerError, Internal
+from handler_core.limits import Limits
 from handler_core.telemetry import current_trace, trace_id
 
 Q = TypeVar("Q", bound=Request)

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from handler_core.connection import Connection
-from handler_core.consumer import Limits, Process, PullConsumer
+from handler_core.consumer import PullConsumer
 from handler_core.delivery import Delivery
 from handler_core.jetstream import Api
+from handler_core.limits import Limits
 from handler_core.streams import Consumer, Stream, apply
 from handler_core.telemetry import Metrics
 from handler_core.testing import until
+from handler_core.workers import Process
 
 QUICK = Limits(max_in_flight=4, retry_base=0.02, retry_max=0.1, expires=2.0, idle_heartbeat=0.5)
 

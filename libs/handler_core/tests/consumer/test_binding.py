@@ -28,7 +28,7 @@ async def test_a_tunable_difference_is_said_once_and_worked_with(stage: Stage, l
         assert consumer.problem == ""
         await stage.publish(b"1")
         await stage.all_settled()
-        consumer._trouble("for the test")
+        consumer._puller.restart("for the test")
         await until(lambda: any(e["event"] == "pull_restarted" for e in logged), "it looks again")
         await stage.publish(b"2")
         await stage.all_settled()
@@ -114,8 +114,8 @@ async def test_ack_wait_changed_by_an_operator_counts_after_the_next_look(stage:
     async with running(consumer):
         changed = Consumer(stage.consumer.stream, stage.consumer.name, ack_wait=0.6)
         await stage.apply(changed)
-        consumer._trouble("for the test")
-        await until(lambda: consumer._ack_wait == 0.6, "it reads the new one")
+        consumer._puller.restart("for the test")
+        await until(lambda: consumer._puller.ack_wait == 0.6, "it reads the new one")
 
 
 async def test_two_consumers_of_one_connection_do_not_mix(staged: Staged) -> None:

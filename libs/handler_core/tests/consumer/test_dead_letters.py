@@ -258,7 +258,7 @@ async def test_the_caller_is_answered_before_the_letter(buried: Stage) -> None:
         told.append((len(await letters(buried)), error.message))
 
     consumer = pulling(buried.nc, buried.consumer, poison)
-    consumer._refuse = refuse
+    consumer._workers._refuse = refuse
     async with running(consumer):
         await buried.publish(b"body")
         await buried.all_settled()

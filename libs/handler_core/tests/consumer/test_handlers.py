@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from handler_core.consumer import RETRY_AFTER_MAX, Limits
 from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, DownstreamUnavailable, Internal, Transient
+from handler_core.limits import RETRY_AFTER_MAX, Limits
 from handler_core.telemetry import Metrics
 from handler_core.testing import until
 
@@ -291,7 +291,7 @@ async def test_a_refusal_that_is_cancelled_from_within_hands_back(stage: Stage) 
         raise asyncio.CancelledError
 
     consumer = pulling(stage.nc, stage.consumer, poison, max_in_flight=1)
-    consumer._refuse = refuse
+    consumer._workers._refuse = refuse
     async with running(consumer):
         await stage.publish(b"1")
         await until(lambda: len(refused) == 3, "it is tried again")

@@ -82,7 +82,7 @@ async def test_an_outage_leaves_room_for_acknowledgements(fake: FakeJetStream, w
         await until(lambda: consumer.in_flight == 1, "it runs")
         status, worker._status = worker._status, Connection.RECONNECTING
         before = worker.pending_data_size
-        consumer._report_progress()
+        consumer._workers.report_progress()
         assert worker.pending_data_size == before
         worker._status = status
         gate.set()

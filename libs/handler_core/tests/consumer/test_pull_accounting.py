@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler_core.connection import Connection, Sink
-from handler_core.consumer import Limits, PullConsumer
+from handler_core.consumer import PullConsumer
 from handler_core.delivery import Delivery
 from handler_core.errors import Transient
+from handler_core.limits import Limits
 
 from .fake_jetstream import FAKE
 
@@ -144,7 +145,7 @@ async def _run(max_in_flight: int, prefetch: int, script: list[tuple[str, int]])
         run = tasks.create_task(consumer.run())
         await quiet()
         for step, number in script:
-            consumer._fruitless = 0  # the pauses are not what is examined here
+            consumer._puller._fruitless = 0  # the pauses are not what is examined here
             if step == "serve":
                 server.serve(number)
             elif step == "finish":

@@ -52,7 +52,7 @@ async def test_server_restarted_twice_without_a_message_between(logged: Entries)
                     server.kill()
                     server.start()
                     await until(lambda n=restarts: len(events(logged, "pull_restarted")) > n, "it noticed")
-                    await until(lambda: consumer.bound and not consumer._fault, "it pulls again")
+                    await until(lambda: consumer.bound and not consumer._puller._fault, "it pulls again")
                 await stage.publish(b"after")
                 await stage.all_settled()
                 assert log.ended == [b"after"]

@@ -173,7 +173,7 @@ async def test_refused_more_often_than_a_float_has_powers(fake: FakeJetStream, w
     consumer = pulling(worker, FAKE, log)
     async with running(consumer):
         pull = await fake.pull()
-        consumer._fruitless = 5000
+        consumer._puller._fruitless = 5000
         pull.status("409 Exceeded MaxWaiting")
         await until(lambda: not consumer.bound, "it waits")
         consumer._reconnected()  # ends the pause
@@ -347,6 +347,6 @@ async def test_dropped_connections_one_after_another(fake: FakeJetStream, worker
             await until(lambda cut=cut: fake.connections == cut + 2, "it reconnects")
             while not fake.pulls.empty():
                 fake.pulls.get_nowait()
-        await until(lambda: consumer.bound and not consumer._fault, "it pulls again")
+        await until(lambda: consumer.bound and not consumer._puller._fault, "it pulls again")
         await works(fake, next(p for p in reversed(fake.asked) if p.listened_to), log)
     assert fake.lookups <= 5

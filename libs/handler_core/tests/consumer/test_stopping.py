@@ -113,7 +113,7 @@ async def test_cancelled_while_it_buries_a_message_it_hands_it_back(stage: Stage
         await asyncio.Event().wait()
 
     leaving = pulling(stage.nc, stage.consumer, poison)
-    leaving._refuse = refuse
+    leaving._workers._refuse = refuse
     log = Log()
     async with asyncio.TaskGroup() as tasks:
         run = tasks.create_task(leaving.run())
@@ -165,8 +165,8 @@ async def test_stopped_while_disconnected_it_ends(nats: NatsServer, nc: Connecti
 
 
 async def test_run_leaves_nothing_on_the_connection(stage: Stage) -> None:
-    before = (dict(stage.nc._subs), dict(stage.nc._sinks), list(stage.nc.on_reconnect))
+    before = (dict(stage.nc._subs), dict(stage.nc._ps.sinks), list(stage.nc.on_reconnect))
     async with running(pulling(stage.nc, stage.consumer, Log())):
         await stage.publish(b"1")
         await stage.all_settled()
-    assert (stage.nc._subs, stage.nc._sinks, stage.nc.on_reconnect) == before
+    assert (stage.nc._subs, stage.nc._ps.sinks, stage.nc.on_reconnect) == before

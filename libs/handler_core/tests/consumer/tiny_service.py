@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from handler_core.config import ServiceSettings
-from handler_core.consumer import Limits
 from handler_core.context import Context
 from handler_core.contract.base import Message
+from handler_core.limits import Limits
 from handler_core.service import Runtime, Service
 from handler_core.streams import Consumer
 

@@ -10,8 +10,9 @@ import sys
 
 from handler_core.config import NatsSettings
 from handler_core.connection import connect
-from handler_core.consumer import Limits, PullConsumer
+from handler_core.consumer import PullConsumer
 from handler_core.delivery import Delivery
+from handler_core.limits import Limits
 from handler_core.streams import Consumer
 
 

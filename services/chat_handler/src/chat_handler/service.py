@@ -6,9 +6,9 @@ from pydantic import Field
 
 from handler_core import rag, streams
 from handler_core.config import ServiceSettings
-from handler_core.consumer import Limits
 from handler_core.context import Context
 from handler_core.contract.chat import CHAT, ChatRequest, ChatResponse
+from handler_core.limits import Limits
 from handler_core.service import Runtime, Service
 from handler_core.upstreams import RagSettings, rag_clients
 
