@@ -313,3 +313,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "LOCK").mkdir()
     with pytest.raises(RuntimeError, match="Is a directory"), milvus_lite_server(tmp_path):
         pass
+
+
+def test_the_driver_is_loaded_without_pandas_and_leaves_it_to_others() -> None:
+    code = (
+        "import sys; from handler_core.vectors import driver; driver.load()\n"
+        "assert not [name for name in sys.modules if name.startswith('pandas')]\n"
+        "import pandas; assert pandas.DataFrame({'a': [1]}).shape == (1, 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

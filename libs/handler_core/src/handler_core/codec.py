@@ -11,6 +11,7 @@ from handler_core.errors import InvalidRequest
 M = TypeVar("M", bound=Message)
 
 _MAX_NAMED = 3
+_STRINGS = frozenset({str})
 
 
 class _Extension:
@@ -42,7 +43,7 @@ def unpack(data: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"body: is not MessagePack ({_reason(error)})", stage="decode") from None
     if type(body) is not dict:
         raise InvalidRequest(f"body: has to be a map, is {_KINDS.get(type(body), type(body).__name__)}", stage="decode")
-    if not all(type(key) is str for key in body):
+    if not _STRINGS.issuperset(map(type, body)):
         raise InvalidRequest("body: its keys have to be strings", stage="decode")
     return body
 

@@ -108,7 +108,10 @@ class Connection(Client):
             BadSubject: empty tokens, wildcards, white space, or more than `MAX_SUBJECT` bytes.
             MessageTooLarge: more than the server's `max_payload` less `RESERVE`.
         """
-        if len(subject) > MAX_SUBJECT or not _SUBJECT(subject) or len(subject.encode()) > MAX_SUBJECT:
+        long = len(subject) > MAX_SUBJECT or not (
+            subject.isascii() or len(subject.encode("utf-8", "replace")) <= MAX_SUBJECT
+        )
+        if long or not _SUBJECT(subject):
             raise BadSubject(f"cannot publish to the subject {subject[:64]!r}{'…' if len(subject) > 64 else ''}")
         if size > self.payload_room:
             raise MessageTooLarge(f"a message of {size} bytes to {subject} exceeds {self.payload_room}")
@@ -166,10 +169,13 @@ class Connection(Client):
                 raise nats.errors.ConnectionClosedError
             if self._pending_data_size + len(command) > PENDING_LIMIT:
                 raise nats.errors.OutboundBufferLimitError
+            self._pending.append(command)
+            self._pending_data_size += len(command)
+            return
         self._pending.append(command)
         self._pending_data_size += len(command)
         queue = self._flush_queue
-        if queue is not None and queue.empty() and self.is_connected:
+        if queue is not None and queue.empty():
             if self._kick is None:
                 self._kick = asyncio.get_running_loop().create_future()
                 self._kick.set_result(None)

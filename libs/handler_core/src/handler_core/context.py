@@ -9,7 +9,7 @@ from handler_core.connection import Connection, header_block
 from handler_core.contract.base import Message
 from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
-from handler_core.telemetry import trace_id, traceparent
+from handler_core.telemetry import carried, made, trace_id
 from handler_core.timings import Timings
 
 C = TypeVar("C")
@@ -51,7 +51,7 @@ class Context(Generic[C]):
     def traceparent(self) -> str:
         """The W3C trace context of the request, or one of its own when it came without."""
         if not self._trace:
-            self._trace = traceparent(self.delivery.header(b"traceparent"), self.delivery.identity.encode())
+            self._trace = carried(self.delivery.header(b"traceparent")) or made(self.delivery.identity)
         return self._trace
 
     @property

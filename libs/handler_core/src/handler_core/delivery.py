@@ -80,7 +80,7 @@ class Delivery:
         raw = self.raw_headers
         if raw is None:
             return None
-        start = raw.find(b"\r\n" + name + b":")
+        start = raw.find(b"\r\n%b:" % name)
         if start < 0:
             return None
         start += len(name) + 3

@@ -130,17 +130,20 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def traceparent(header: str | None, seed: bytes) -> str:
-    """The trace context to carry on: the one given when it is well formed, else one made from `seed`.
-
-    Every delivery of a message has the same seed, so that the attempts of a turn share a trace in any case.
+def carried(header: str | None) -> str:
+    """A `traceparent` that arrived, if it is well formed; else an empty string.
 
     Source: W3C Trace Context, section 3.2.
     """
     if header and (match := _TRACEPARENT(header)) and match[1] != "0" * 32 and match[2] != "0" * 16:
         return header
-    made = hashlib.blake2b(seed, digest_size=24).hexdigest()
-    return f"00-{made[:32]}-{made[32:]}-00"
+    return ""
+
+
+def made(seed: str) -> str:
+    """A `traceparent` for a message that came without: the same at every delivery, where `seed` is."""
+    digest = hashlib.blake2b(seed.encode(), digest_size=24).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:]}-00"
 
 
 def trace_id(traceparent: str) -> str:

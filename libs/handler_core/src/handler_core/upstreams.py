@@ -16,7 +16,7 @@ from handler_core.errors import HandlerError
 from handler_core.rag import Rag
 from handler_core.tasks import background
 from handler_core.telemetry import current_trace
-from handler_core.vectors import VectorStore
+from handler_core.vectors import VectorStore, driver
 
 
 class RagSettings(LLMSettings, EmbeddingsSettings, RerankerSettings, MilvusSettings):
@@ -48,7 +48,12 @@ async def _warm(store: VectorStore) -> None:
 
 
 def vector_store(settings: MilvusSettings) -> VectorStore:
-    """The vector store; connects at its first use."""
+    """The vector store; connects at its first use.
+
+    Raises:
+        ImportError: pymilvus is not installed.
+    """
+    driver.require()
     return VectorStore(settings.milvus_address, token=_plain(settings.milvus_token), timeout=settings.milvus_timeout)
 
 

@@ -1,13 +1,12 @@
 """One connection to Milvus, with time limits, and errors in the library's own terms."""
 
 import asyncio
-import importlib
-import logging
 from typing import Any
 from urllib.parse import urlsplit
 
 from handler_core.deadline import Deadline
 from handler_core.errors import DeadlineExceeded, DownstreamUnavailable, HandlerError, NotFound
+from handler_core.vectors import driver
 
 SETUP_TIMEOUT = 60.0
 """Seconds for making, indexing or loading a collection."""
@@ -49,7 +48,7 @@ class Connection:
             ImportError: it is not installed.
         """
         if self._driver is None:
-            self._driver = await asyncio.to_thread(_import_driver)
+            self._driver = await asyncio.to_thread(driver.load)
         return self._driver
 
     async def close(self) -> None:
@@ -93,7 +92,7 @@ class Connection:
         except TimeoutError as error:
             failure = DownstreamUnavailable(f"Milvus at {self.address} did not answer within {timeout:.3g} s")
             cause = error
-        except _driver_errors() as error:
+        except driver.errors() as error:
             failure, cause = self._failure(error), error
         if deadline.expired:
             raise DeadlineExceeded("the deadline passed before the vector store answered") from cause
@@ -124,19 +123,3 @@ class Connection:
             return _NotLoaded(message)
         refused = code in _REFUSED or type(error).__name__ in _REFUSED_BY_PYMILVUS
         return DownstreamUnavailable(f"Milvus at {self.address}: {message}", retryable=not refused)
-
-
-def _import_driver() -> Any:
-    try:
-        driver = importlib.import_module("pymilvus")
-    except ModuleNotFoundError as error:
-        raise ImportError("the vector store needs pymilvus: install handler-core[vectors]") from error
-    # They log every error before it is raised, with a traceback, even one that is then dealt with.
-    for name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return driver
-
-
-def _driver_errors() -> tuple[type[Exception], ...]:
-    """What the client raises; looked up when something is raised, so after the driver was imported."""
-    return (importlib.import_module("pymilvus.exceptions").MilvusException, importlib.import_module("grpc").RpcError)

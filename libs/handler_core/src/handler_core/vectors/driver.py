@@ -1,0 +1,67 @@
+"""pymilvus, imported for what is used of it: its asyncio client."""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+MISSING = "the vector store needs pymilvus: install handler-core[vectors]"
+
+
+def require() -> None:
+    """Raise ImportError unless pymilvus is installed, without importing it."""
+    if importlib.util.find_spec("pymilvus") is None:
+        raise ImportError(MISSING)
+
+
+def load() -> Any:
+    """The module `pymilvus`; slow (most of a second), so call it in a thread.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        with _without_pandas():
+            driver = importlib.import_module("pymilvus")
+    except ModuleNotFoundError as error:
+        raise ImportError(MISSING) from error
+    # They log every error before it is raised, with a traceback, even one that is then dealt with.
+    for name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return driver
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What the client raises; looked up when something is raised, so after the driver was imported."""
+    return (importlib.import_module("pymilvus.exceptions").MilvusException, importlib.import_module("grpc").RpcError)
+
+
+class _StandIn(types.ModuleType):
+    """A module whose every public name is an empty class: enough for an import and an `isinstance`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@contextlib.contextmanager
+def _without_pandas() -> Iterator[None]:
+    """Keep pymilvus from importing pandas, half of its import time and memory, where nobody else has.
+
+    Only its older, blocking interface takes data frames; the asyncio client never sees one.
+    """
+    names = ("pandas", "pandas.api", "pandas.api.types")
+    if "pandas" in sys.modules or "pymilvus" in sys.modules:
+        yield
+        return
+    sys.modules.update({name: _StandIn(name) for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
