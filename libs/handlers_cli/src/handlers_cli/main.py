@@ -62,7 +62,9 @@ def ask(
 
 @app.command(epilog="Example: [bold]handlers ingest README.md docs/ --collection documents[/]")
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders: markdown, text, HTML, PDF.", exists=True)],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files and folders: markdown, text, HTML, PDF.", exists=True, metavar="PATH...")
+    ],
     collection: Annotated[str | None, typer.Option(help="Collection to fill; COLLECTION_NAME when absent.")] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Largest chunk, in tokens.", min=32, max=8192)] = 200,
     overlap: Annotated[int, typer.Option(help="Tokens that neighbouring chunks share.", min=0)] = 40,

@@ -16,6 +16,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 _LAYER_NORM_EPS = 1e-12
+_CACHED_ROWS = 64
 _SQRT_HALF = np.float32(0.5**0.5)
 
 
@@ -65,11 +66,16 @@ def erf(x: Floats) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """x·Φ(x), the exact form with erf (Hendrycks & Gimpel, 2016), as the model was trained with."""
-    gate = erf(x * _SQRT_HALF)
-    gate += np.float32(1)
-    gate *= x
-    gate *= np.float32(0.5)
-    return gate
+    result = np.empty_like(x)
+    rows, out = x.reshape(-1, x.shape[-1]), result.reshape(-1, x.shape[-1])
+    # A dozen passes over the array: over pieces that stay in the cache they take half the time.
+    for start in range(0, len(rows), _CACHED_ROWS):
+        block = rows[start : start + _CACHED_ROWS]
+        gate = erf(block * _SQRT_HALF)
+        gate += np.float32(1)
+        gate *= block
+        np.multiply(gate, np.float32(0.5), out=out[start : start + _CACHED_ROWS])
+    return result
 
 
 def softmax(x: Floats) -> Floats:
