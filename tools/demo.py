@@ -137,6 +137,8 @@ def stack() -> Iterator[Stack]:
         running.wait("milvus", Ready(milvus))
         yield running
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C must leave nothing behind either
         running.stop()
         shutil.rmtree(data, ignore_errors=True)
 
@@ -155,7 +157,8 @@ def handlers(running: Stack, *arguments: str, quiet: bool = False) -> None:
 
 def main() -> int:
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         say("Starting NATS, Milvus Lite, local_inference and chat_handler …")
         with stack() as running:

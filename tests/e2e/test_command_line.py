@@ -145,10 +145,10 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_go_in(stack: dict[st
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     (mixed / "good.md").write_text("# Good\n\nA good note.\n")
-    (mixed / "bad.pdf").write_bytes(b"%PDF-1.7 broken")
+    (mixed / "[bad].pdf").write_bytes(b"%PDF-1.7 broken")
     ingested = run(stack, "ingest", "mixed", cwd=tmp_path)
     assert ingested.returncode == 1
-    assert "mixed/bad.pdf" in ingested.stderr
+    assert "mixed/[bad].pdf" in ingested.stderr
     assert "1 files added" in ingested.stdout
 
 

@@ -19,7 +19,7 @@ from handler_core.errors import DownstreamUnavailable, Internal, NotFound
 from handler_core.jetstream import Api
 from handler_core.limits import Limits
 from handler_core.service import Service
-from handler_core.testing import Answered, NatsServer, ask, connection, serving, stored, text_of, until
+from handler_core.testing import Answered, NatsServer, ask, connection, nats_server, serving, stored, text_of, until
 
 REQUEST = "ai.chat.request"
 
@@ -260,6 +260,79 @@ async def test_a_response_that_does_not_fit_is_told_as_an_error(nats: NatsServer
         answered = await ask(nc, CHAT, REQUEST, ChatRequest(query="x"))
     assert answered.response.error is not None
     assert "exceeds" in answered.response.error.message
+
+
+async def test_a_final_failure_is_buried_although_the_dead_letter_stream_was_away_when_it_was_told(
+    nats: NatsServer, nc: Connection
+) -> None:
+    async def refuses(request: ChatRequest, ctx: Context[None]) -> ChatResponse:
+        raise NotFound("there is none")
+
+    await Api(nc).request("STREAM.DELETE.DLQ")
+    async with serve(nats, refuses):
+        answered = await ask(nc, CHAT, REQUEST, ChatRequest(query="x", enable_streaming=True))
+        await streams.apply(Api(nc))
+        await settled(nc)
+    assert answered.response.error is not None
+    [letter] = await dead_letters(nc)
+    assert (letter["Dead-Letter-Type"], letter["Dead-Letter-Reason"]) == ("not_found", "there is none")
+
+
+async def test_a_message_with_headers_that_cannot_be_sent_on_is_answered_or_buried_all_the_same(
+    nats: NatsServer, nc: Connection
+) -> None:
+    """Names with spaces, and values with bare line feeds, reach a worker as the server does not check them."""
+    headers = b"NATS/1.0\r\nbad name: x\r\ntracestate: a=b\nX-Evil: 1\r\n\r\n"
+    good = ChatRequest(query="x", request_id=uuid.uuid4().hex)
+    responses = await nc.subscribe(CHAT.response_subject(str(good.request_id)))
+    async with serve(nats, echo):
+        nc.send(REQUEST, encode(good), headers=headers)
+        response = decode((await responses.next_msg(10)).data, ChatResponse)
+        nc.send(REQUEST, b"not msgpack", headers=headers)
+        await nc.flush()
+        await settled(nc)
+    assert response.response == "x"
+    [letter] = await dead_letters(nc)
+    assert "bad name" not in letter
+
+
+async def test_a_copy_below_the_family_s_prefix_does_not_touch_another_turn(nats: NatsServer, nc: Connection) -> None:
+    mine, other = uuid.uuid4().hex, uuid.uuid4().hex
+    async with serve(nats, echo):
+        await ask(nc, CHAT, REQUEST, ChatRequest(query="theirs", request_id=other))
+        for copy_to in (CHAT.response_subject(other), CHAT.response_subject(mine)):
+            request = ChatRequest(query="mine", request_id=mine, response_subject=copy_to)
+            await nc.publish(REQUEST, encode(request))
+            await nc.flush()
+            await settled(nc)
+    for request_id, text in ((mine, "mine"), (other, "theirs")):
+        [final] = await stored(nc, "AI_EVENTS", f"evt.chat.response.{request_id}")
+        assert decode(final.data, ChatResponse).response == text
+
+
+async def test_a_caller_whose_connection_is_lost_reads_on_where_it_was() -> None:
+    half, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: ChatRequest, ctx: Context[None]) -> AsyncIterator[str | ChatResponse]:
+        yield "first"
+        half.set()
+        await go_on.wait()
+        yield " second"
+        yield ChatResponse(response="first second")
+
+    with nats_server() as server:
+        async with connection(server.url) as nc, connection(server.url) as caller:
+            await streams.apply(Api(nc))
+            async with serve(server, slow), asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(ask(caller, CHAT, REQUEST, ChatRequest(query="x", enable_streaming=True)))
+                await half.wait()
+                server.kill()
+                await until(lambda: not caller.is_connected, "the caller noticed")
+                go_on.set()
+                server.start()
+    answered = asking.result()
+    assert answered.text == answered.response.response == "first second"
+    assert [event.seq for event in answered.events] == list(range(1, len(answered.events) + 1))
 
 
 async def test_a_handler_that_yields_no_response_is_told(nats: NatsServer, nc: Connection) -> None:

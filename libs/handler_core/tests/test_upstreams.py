@@ -11,12 +11,20 @@ from aiohttp.test_utils import TestServer
 from handler_core.contract.chat import ChatRequest, ChatResponse
 from handler_core.deadline import Deadline
 from handler_core.rag import Rag, answer
-from handler_core.telemetry import current_trace
+from handler_core.telemetry import current
 from handler_core.upstreams import RagSettings, rag_clients
 from handler_core.vectors import VectorStore
 
 TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}
 NEVER = Deadline.never()
+
+
+class Turn:
+    """What is being answered."""
+
+    request_id = "r"
+    traceparent = TRACE["traceparent"]
+    trace_headers = TRACE
 
 
 class Recorder:
@@ -66,13 +74,13 @@ async def test_every_upstream_gets_its_own_url_model_key_and_the_turns_trace(rec
         recorder, llm_model="m", llm_api_key="key-l", embeddings_model="e", embeddings_api_key="key-e",
         reranker_api_key="key-r",
     )  # fmt: skip
-    token = current_trace.set(TRACE)
+    token = current.set(Turn())
     async with rag_clients(named) as clients:
         await clients.embeddings.embed(["text"], deadline=NEVER)
         assert clients.reranker is not None
         await clients.reranker.rerank("q", ["text"], deadline=NEVER)
         await say(clients)
-    current_trace.reset(token)
+    current.reset(token)
     assert [path for path, _, _ in recorder.seen] == [
         "/embed/v1/embeddings", "/rank/rerank", "/llm/v1/chat/completions",
     ]  # fmt: skip

@@ -10,6 +10,7 @@ Publishing waits for the acknowledgement, one event at a time; text that arrives
 """
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -18,6 +19,7 @@ from typing import Generic, Literal, TypeVar
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.answer import Family, Response, StreamEvent
+from handler_core.contract.errors import ErrorInfo
 from handler_core.errors import Abandoned, HandlerError, InvalidRequest, Transient
 from handler_core.jetstream import (
     EXPECTED_LAST,
@@ -41,7 +43,14 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 
 class AlreadyAnswered(Exception):
-    """The final response is stored already; the message only needs its acknowledgement."""
+    """The final response is stored already; the message only needs to be settled.
+
+    `error` is what it says went wrong, if it answers this very message.
+    """
+
+    def __init__(self, error: ErrorInfo | None = None) -> None:
+        super().__init__()
+        self.error = error
 
 
 class Answer(Generic[R]):
@@ -121,12 +130,12 @@ class Answer(Generic[R]):
             if event is not None and event.headers.get(SOURCE) != self._headers[SOURCE]:
                 raise Abandoned(f"another message with the id {self.request_id} is being answered")
             return
+        response = decode(final.data, self._family.response)
         if newest is not None and not newest.done:
-            response = decode(final.data, self._family.response)
             if newest.type == "restart":
                 await self._event("chunk", getattr(response, "response", ""))
             await self._event("error" if response.error else "done", response=response)
-        raise AlreadyAnswered
+        raise AlreadyAnswered(response.error if final.headers.get(SOURCE) == self._headers[SOURCE] else None)
 
     # -- text
 
@@ -175,8 +184,16 @@ class Answer(Generic[R]):
         await self._store(self._final, payload, {**expected, MSG_ID: f"{self.request_id}:{self._writer}:final"})
         if self._streaming:
             await self._event("error" if response.error else "done", response=response)
-        if self._copy_to is not None:
-            await self._nc.publish(self._copy_to, payload, headers=self._headers)
+        if self._copy_to is not None and self._copy_to != self._final:
+            await self._copy(self._copy_to, payload)
+
+    async def _copy(self, subject: str, payload: bytes) -> None:
+        if not subject.startswith("evt."):
+            await self._nc.publish(subject, payload, headers=self._headers)
+            return
+        # Below the family's own prefix it must not come before, or beside, the answer of another turn.
+        with contextlib.suppress(Abandoned):
+            await self._store(subject, payload, {EXPECTED_LAST: "0", MSG_ID: f"{self.request_id}:{self._writer}:copy"})
 
     async def fail(self, error: HandlerError, timings: dict[str, float]) -> None:
         """Answer with an error; raises as `finish` does."""

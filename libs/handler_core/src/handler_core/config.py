@@ -46,9 +46,10 @@ def _content(field: FieldInfo, path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise SettingsError(f"{name}: cannot read {path}: {error.strerror}") from None
+        # Without the path: whoever mistakes one for the other has put the secret there.
+        raise SettingsError(f"{name}: the file cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{name}: {path} is not UTF-8 text") from None
+        raise SettingsError(f"{name}: the file is not UTF-8 text") from None
 
 
 class SettingsError(Exception):
@@ -264,9 +265,14 @@ def printable(settings: Settings) -> str:
 
 
 def masked(url: str) -> str:
-    """A URL, or several with commas between, without the user information that may stand in it."""
+    """A URL, or several with commas between, without the user information and the query that may stand in it."""
     parts = []
     for part in url.split(","):
         scheme, separator, rest = part.partition("://")
-        parts.append(f"{scheme}://…@{rest.rpartition('@')[2]}" if separator and "@" in rest else part)
+        if separator:
+            user, at, place = rest.rpartition("@")
+            base, mark, _ = place.partition("?")
+            parts.append(f"{scheme}://{'…@' if user and at else ''}{base}{'?…' if mark else ''}")
+        else:
+            parts.append(part)
     return ",".join(parts)

@@ -40,7 +40,7 @@ PENDING_LIMIT = 8 << 20
 """Bytes of publishes that wait for a lost connection; more are refused."""
 
 _SUBJECT = re.compile(r"[^\s.*>\x00\ud800-\udfff]+(?:\.[^\s.*>\x00\ud800-\udfff]+)*").fullmatch
-_HEADER_NAME = re.compile(r"[!-9;-~]+").fullmatch
+HEADER_NAME = re.compile(r"[!-9;-~]+").fullmatch
 _HEADER_LINE = b"NATS/1.0\r\n"
 
 
@@ -74,7 +74,7 @@ def header_block(headers: dict[str, str]) -> bytes:
     """
     lines = []
     for name, value in headers.items():
-        if not _HEADER_NAME(name):
+        if not HEADER_NAME(name):
             raise BadHeader(f"cannot send a header of the name {name[:64]!r}")
         lines.append(f"{name}: {value if value.isprintable() else _one_line(value)}\r\n")
     return _HEADER_LINE + "".join(lines).encode("utf-8", "replace") + b"\r\n"
@@ -243,14 +243,18 @@ class Connection(Client):
 
 
 async def connect(
-    settings: NatsSettings, name: str, *, on_closed: Callable[[], None] | None = None, quiet: bool = False
+    settings: NatsSettings,
+    name: str,
+    *,
+    on_closed: Callable[[], None] | None = None,
+    on_failure: Callable[[str], None] | None = None,
 ) -> Connection:
     """Connect, trying for as long as it takes, and from then on reconnect for ever; bound it with `asyncio.timeout`.
 
     Args:
         name: shown by the server's monitoring.
         on_closed: called when the connection has ended for good, by `close` or because the server refused us.
-        quiet: leave it to the caller to say that the server cannot be reached.
+        on_failure: told why an attempt to connect failed; logged, at intervals, when absent.
     """
     nc = Connection()
     failures = 0
@@ -277,7 +281,9 @@ async def connect(
             log.warning("nats_error", error=_text(exc))
             return
         failures += 1
-        if not quiet and (failures in (1, 10) or failures % 120 == 0):
+        if on_failure is not None:
+            on_failure(_text(exc))
+        elif failures in (1, 10) or failures % 120 == 0:
             log.warning("nats_unreachable", url=masked(settings.nats_url), error=_text(exc), attempts=failures)
 
     await nc.connect(

@@ -9,7 +9,8 @@ from handler_core.connection import Connection, header_block
 from handler_core.contract.base import Message
 from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
-from handler_core.telemetry import carried, made, trace_id
+from handler_core.jetstream import Api
+from handler_core.telemetry import carried, carried_state, made, trace_id
 from handler_core.timings import Timings
 
 C = TypeVar("C")
@@ -58,7 +59,7 @@ class Context(Generic[C]):
     def trace_headers(self) -> dict[str, str]:
         """The headers that carry the trace on, to upstreams and in messages."""
         headers = {"traceparent": self.traceparent}
-        if state := self.delivery.header(b"tracestate"):
+        if state := carried_state(self.delivery.header(b"tracestate")):
             headers["tracestate"] = state
         return headers
 
@@ -76,8 +77,19 @@ class Context(Generic[C]):
             self._log = _log.bind(request_id=self.request_id, trace_id=trace_id(self.traceparent))
         return self._log
 
+    async def store(self, subject: str, message: Message) -> int:
+        """Publish to a stream and wait until it is stored; returns the stream sequence.
+
+        Raises:
+            BadSubject, MessageTooLarge: refused before it is sent.
+            JetStreamError, Transient: not stored, or not known to be; either makes the message come back.
+        """
+        return await Api(self._nc).publish(subject, encode(message), self.trace_headers)
+
     async def publish(self, subject: str, message: Message) -> None:
-        """Publish on core NATS with the request's trace context; not stored unless a stream captures the subject.
+        """Publish on core NATS with the request's trace context, and do not wait: nobody says whether it arrived.
+
+        For a result that must not be lost, use `store`.
 
         Raises:
             BadSubject, MessageTooLarge: refused before it is sent.

@@ -1,6 +1,6 @@
 """Dead letters: messages that will not be tried again, kept with the reason."""
 
-from handler_core.connection import Connection, header_block
+from handler_core.connection import HEADER_NAME, Connection, header_block
 from handler_core.delivery import Delivery
 from handler_core.errors import HandlerError
 from handler_core.jetstream import MSG_ID, Api
@@ -28,7 +28,7 @@ async def dead_letter(api: Api, nc: Connection, delivery: Delivery, error: Handl
         JetStreamError, Transient: it is not stored, or not known to be.
     """
     stream, consumer, data = delivery.stream, delivery.consumer, delivery.data
-    original = {k: v for k, v in delivery.headers.items() if not k.lower().startswith(_NOT_COPIED)}
+    original = {k: v for k, v in delivery.headers.items() if HEADER_NAME(k) and not k.lower().startswith(_NOT_COPIED)}
     about = {
         "Dead-Letter-Reason": error.message[:MAX_REASON],
         "Dead-Letter-Type": error.type.value,

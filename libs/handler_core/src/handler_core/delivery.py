@@ -76,12 +76,12 @@ class Delivery:
         return parse_headers(self.raw_headers)
 
     def header(self, name: bytes) -> str | None:
-        """One header's value without parsing the others; `name` in its exact case."""
+        """One header's value without parsing the others; `name` in lower case, or with a capital as Go writes it."""
         raw = self.raw_headers
         if raw is None:
             return None
         start = raw.find(b"\r\n%b:" % name)
-        if start < 0:
+        if start < 0 and (start := raw.find(b"\r\n%b:" % name.capitalize())) < 0:
             return None
         start += len(name) + 3
         return raw[start : raw.find(b"\r\n", start)].strip().decode("utf-8", "replace")

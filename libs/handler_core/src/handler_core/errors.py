@@ -42,6 +42,14 @@ class HandlerError(Exception):
         return ErrorInfo(type=self.type, message=self.message, retryable=self.retryable, stage=self.stage)
 
 
+def from_info(info: ErrorInfo) -> HandlerError:
+    """The exception for an error that was answered before."""
+    error = HandlerError(info.message, stage=info.stage, retryable=info.retryable)
+    error.type = info.type
+    error.answered = True
+    return error
+
+
 class InvalidRequest(HandlerError):
     """The request is malformed; the message names the field."""
 

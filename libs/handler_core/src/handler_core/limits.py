@@ -31,5 +31,12 @@ class Limits:
     def retry_delay(self, attempt: int, retry_after: float | None = None) -> float:
         """Seconds until a failed message comes back: exponential with jitter, no less than the upstream asked for
         (`RETRY_AFTER_MAX` at most)."""
-        ceiling = min(self.retry_max, self.retry_base * 2.0 ** min(attempt - 1, 30))
-        return max(ceiling * (0.5 + random.random() / 2), min(retry_after or 0.0, RETRY_AFTER_MAX))
+        spread = 1 + random.random()
+        return max(self._half_ceiling(attempt) * spread, min(retry_after or 0.0, RETRY_AFTER_MAX))
+
+    def soonest_retry(self, attempt: int, retry_after: float | None = None) -> float:
+        """Seconds that `retry_delay` takes at least."""
+        return max(self._half_ceiling(attempt), min(retry_after or 0.0, RETRY_AFTER_MAX))
+
+    def _half_ceiling(self, attempt: int) -> float:
+        return min(self.retry_max, self.retry_base * 2.0 ** min(attempt - 1, 30)) / 2

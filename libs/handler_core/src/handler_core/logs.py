@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from handler_core.config import LogSettings
+from handler_core.telemetry import current, trace_id
 
 
 def configure(settings: LogSettings, service: str) -> None:
@@ -22,6 +23,7 @@ def configure(settings: LogSettings, service: str) -> None:
         return event
 
     shared: list[Any] = [
+        _name_message,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
@@ -44,3 +46,13 @@ def configure(settings: LogSettings, service: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _name_message(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Add the ids of the message that is being handled."""
+    handled = current.get()
+    if handled is not None:
+        if handled.request_id:
+            event.setdefault("request_id", handled.request_id)
+        event.setdefault("trace_id", trace_id(handled.traceparent))
+    return event

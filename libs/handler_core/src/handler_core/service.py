@@ -40,8 +40,8 @@ from handler_core.delivery import Delivery
 from handler_core.health import Check, Health
 from handler_core.limits import Limits
 from handler_core.streams import Consumer
-from handler_core.tasks import background
-from handler_core.telemetry import Metrics
+from handler_core.tasks import background, loop_factory
+from handler_core.telemetry import Metrics, current
 from handler_core.turn import Turn
 from handler_core.workers import Process, Refuse
 
@@ -143,7 +143,7 @@ class Service(Generic[S]):
             print(printable(settings))
             return
         logs.configure(settings, self.name)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             sys.exit(runner.run(self._run_process(settings)))
 
     async def _run_process(self, settings: S) -> int:
@@ -250,7 +250,9 @@ class ConnectionLost(Exception):
 def _typed(nc: Connection, clients: Any, model: type[Message], handler: Callable[..., Awaitable[None]]) -> Process:
     async def process(delivery: Delivery) -> None:
         message = codec.decode(delivery.data, model)
-        await handler(message, Context(nc, clients, delivery, getattr(message, "request_id", None) or ""))
+        ctx = Context(nc, clients, delivery, getattr(message, "request_id", None) or "")
+        current.set(ctx)
+        await handler(message, ctx)
 
     return process
 
@@ -297,11 +299,3 @@ async def _close(nc: Connection) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await nc.close()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return typing.cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)

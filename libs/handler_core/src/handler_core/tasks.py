@@ -1,9 +1,18 @@
-"""The one place where a task is started outside a task group."""
+"""Event loops and tasks: the one place where a task is started outside a task group."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop for `asyncio.Runner`, where it is installed; else None, for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:  # an extra, and not for every platform
+        return None
+    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
 
 
 @asynccontextmanager

@@ -9,17 +9,35 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from types import MappingProxyType
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Default histogram bounds, in seconds."""
 
+MAX_STATE = 512
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})").fullmatch
 
 
-current_trace: ContextVar[Mapping[str, str]] = ContextVar("current_trace", default=MappingProxyType({}))
-"""The trace headers of the turn that is being answered, for calls to upstreams."""
+class Traced(Protocol):
+    """What is being worked on; a `Context` is one."""
+
+    request_id: str
+
+    @property
+    def traceparent(self) -> str: ...
+
+    @property
+    def trace_headers(self) -> dict[str, str]: ...
+
+
+current: ContextVar[Traced | None] = ContextVar("current", default=None)
+"""The message that is being handled: log lines carry its ids, calls to upstreams its trace."""
+
+
+def trace_headers() -> Mapping[str, str]:
+    """The trace headers for a call to an upstream."""
+    handled = current.get()
+    return {} if handled is None else handled.trace_headers
 
 
 class Counter:
@@ -138,6 +156,11 @@ def carried(header: str | None) -> str:
     if header and (match := _TRACEPARENT(header)) and match[1] != "0" * 32 and match[2] != "0" * 16:
         return header
     return ""
+
+
+def carried_state(header: str | None) -> str:
+    """A `tracestate` that arrived, if it can be sent on: printable ASCII of 512 characters at most."""
+    return header if header and len(header) <= MAX_STATE and header.isascii() and header.isprintable() else ""
 
 
 def made(seed: str) -> str:

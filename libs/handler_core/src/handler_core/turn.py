@@ -1,13 +1,10 @@
 """From a delivered request to a coherent answer: what stands between the consumer and a family's handler."""
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack
 from typing import Any, Generic, TypeVar, cast
-
-import structlog
 
 from handler_core.answer import AlreadyAnswered, Answer
 from handler_core.codec import unpack, validate
@@ -15,15 +12,19 @@ from handler_core.connection import Connection
 from handler_core.context import Context
 from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Request
+from handler_core.contract.errors import ErrorType
 from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
-from handler_core.errors import Abandoned, Canceled, DeadlineExceeded, HandlerError, Internal
+from handler_core.errors import Abandoned, DeadlineExceeded, HandlerError, Internal, from_info
 from handler_core.limits import Limits
-from handler_core.telemetry import current_trace, trace_id
+from handler_core.telemetry import current
 
 Q = TypeVar("Q", bound=Request)
 R = TypeVar("R", bound=Response)
 C = TypeVar("C")
+
+_DONE_WITH = (ErrorType.DEADLINE_EXCEEDED, ErrorType.CANCELED)
+"""Errors that need no dead letter: nobody waits for the answer any more."""
 
 TurnHandler = Callable[[Q, Context[C]], AsyncIterator[str | R] | Awaitable[R]]
 """An async generator that yields text as it comes and last the response, or a coroutine that returns the response."""
@@ -50,7 +51,6 @@ class Turn(Generic[Q, R, C]):
 
     async def process(self, delivery: Delivery) -> None:
         """Answer one request; see `PullConsumer` for what returning and raising mean."""
-        structlog.contextvars.clear_contextvars()
         body = unpack(delivery.data)
         if (user := _user(delivery.subject)) is not None:
             body["user_id"] = user
@@ -59,14 +59,15 @@ class Turn(Generic[Q, R, C]):
         deadline = Deadline.after(request.deadline_ms / 1000 - queued) if request.deadline_ms else None
         ctx = Context(self._nc, self._clients, delivery, request.request_id or _made_id(delivery), deadline)
         ctx.timings.record("queue", queued)
-        current_trace.set(ctx.trace_headers)
-        structlog.contextvars.bind_contextvars(request_id=ctx.request_id, trace_id=trace_id(ctx.traceparent))
+        current.set(ctx)
         answer = self._answer(ctx, getattr(request, "enable_streaming", False), request.response_subject)
         try:
             await answer.open()
             await self._respond(request, ctx, answer)
-        except AlreadyAnswered:
+        except AlreadyAnswered as before:
             ctx.log.info("already_answered", attempt=ctx.attempt)
+            if before.error is not None and not (before.error.retryable or before.error.type in _DONE_WITH):
+                raise from_info(before.error) from None  # answered, but perhaps not kept as a dead letter yet
         except Abandoned:
             if not await answer.answered():
                 raise
@@ -82,6 +83,8 @@ class Turn(Generic[Q, R, C]):
             return
         named = _valid(Request, "request_id", body.get("request_id"))
         ctx = Context(self._nc, self._clients, delivery, named or _made_id(delivery))
+        ctx.timings.record("queue", max(0.0, time.time() - delivery.timestamp))
+        current.set(ctx)
         copy_to = body.get("response_subject")
         try:
             answer = self._answer(
@@ -91,7 +94,7 @@ class Turn(Generic[Q, R, C]):
             answer = self._answer(ctx, body.get("enable_streaming") is True, None)
         try:
             await answer.open()
-            await answer.fail(error, {})
+            await answer.fail(error, ctx.timings.as_dict())
         except (AlreadyAnswered, Abandoned):
             ctx.log.info("already_answered", attempt=ctx.attempt)
 
@@ -121,7 +124,7 @@ class Turn(Generic[Q, R, C]):
                 raise
             ctx.log.warning("turn_failed", type=error.type.value, error=error.message, stage=error.stage)
             await answer.fail(error, ctx.timings.as_dict())
-            if isinstance(error, DeadlineExceeded | Canceled) or (error.retryable and self._too_late(error, ctx)):
+            if error.type in _DONE_WITH or (error.retryable and self._too_late(error, ctx)):
                 return  # nobody waits for it any more
             error.retryable = False  # what is left is kept as a dead letter
             raise
@@ -133,12 +136,12 @@ class Turn(Generic[Q, R, C]):
 
     def _too_late(self, error: HandlerError, ctx: Context[C]) -> bool:
         """Whether the deadline will have passed before another attempt."""
-        return ctx.deadline.remaining() < max(error.retry_after or 0.0, self._limits.retry_base / 2)
+        return ctx.deadline.remaining() < self._limits.soonest_retry(ctx.attempt, error.retry_after)
 
     async def _generate(self, request: Q, ctx: Context[C], answer: Answer[R]) -> R:
         """Run the handler, streaming its text, within the deadline."""
         try:
-            async with asyncio.timeout_at(_loop_time(ctx.deadline)):
+            async with asyncio.timeout_at(_loop_time(ctx.deadline)) as limit:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(answer.pump())
                     response = await self._drive(request, ctx, answer)
@@ -148,18 +151,20 @@ class Turn(Generic[Q, R, C]):
             # The handler's failure or the pump's: whichever came first has cancelled the other.
             raise group.exceptions[0] from None
         except TimeoutError:
-            if not ctx.deadline.expired:
+            if not limit.expired():
                 raise
             raise DeadlineExceeded("the deadline passed before the answer was ready") from None
 
     async def _drive(self, request: Q, ctx: Context[C], answer: Answer[R]) -> R:
         result: Any = self._handler(request, ctx)
-        if not inspect.isasyncgen(result):
+        if not hasattr(result, "__aiter__"):
             response: R = await result
             return response
         last: R | None = None
-        async with aclosing(result) as pieces:
-            async for piece in pieces:
+        async with AsyncExitStack() as stack:
+            if hasattr(result, "aclose"):
+                stack.push_async_callback(result.aclose)
+            async for piece in result:
                 if isinstance(piece, str):
                     answer.write(piece)
                 elif isinstance(piece, Response):

@@ -15,7 +15,7 @@ from handler_core.config import EmbeddingsSettings, LLMSettings, MilvusSettings,
 from handler_core.errors import HandlerError
 from handler_core.rag import Rag
 from handler_core.tasks import background
-from handler_core.telemetry import current_trace
+from handler_core.telemetry import trace_headers
 from handler_core.vectors import VectorStore, driver
 
 
@@ -58,15 +58,19 @@ def vector_store(settings: MilvusSettings) -> VectorStore:
 
 
 def embeddings(
-    session: aiohttp.ClientSession, settings: EmbeddingsSettings, observe: Observe | None = None
+    session: aiohttp.ClientSession,
+    settings: EmbeddingsSettings,
+    observe: Observe | None = None,
+    *,
+    timeout: float | None = None,
 ) -> Embeddings:
-    """The embeddings client over a shared session."""
+    """The embeddings client over a shared session; `timeout` seconds a request instead of the settings' own."""
     upstream = _upstream(
         session,
         "embeddings",
         settings.embeddings_url,
         settings.embeddings_api_key,
-        settings.embeddings_timeout,
+        timeout or settings.embeddings_timeout,
         observe,
     )
     return Embeddings(upstream, settings.embeddings_model)
@@ -99,9 +103,7 @@ def _premium(session: aiohttp.ClientSession, settings: LLMSettings, observe: Obs
 def _upstream(
     session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, timeout: float, observe: Observe | None
 ) -> Upstream:
-    return Upstream(
-        session, name, url, api_key=_plain(key), timeout=timeout, observe=observe, headers=current_trace.get
-    )
+    return Upstream(session, name, url, api_key=_plain(key), timeout=timeout, observe=observe, headers=trace_headers)
 
 
 def _plain(secret: SecretStr | None) -> str | None:

@@ -18,7 +18,7 @@ from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, HandlerError, Internal, Transient
 from handler_core.jetstream import Api
 from handler_core.limits import Limits
-from handler_core.telemetry import SECONDS, Metrics
+from handler_core.telemetry import SECONDS, Metrics, current
 
 log = structlog.get_logger("handler_core.workers")
 
@@ -197,6 +197,7 @@ class Workers:
     async def _handle(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         """Run the processor on one message and settle it; cancelled, it leaves it to be handed back."""
         error: HandlerError
+        current.set(None)
         try:
             if delivery.attempt > self._limits.max_deliveries:
                 raise Internal(f"given up after {self._limits.max_deliveries} deliveries", stage="max_deliveries")

@@ -14,7 +14,7 @@ from handler_core.codec import validate
 from handler_core.contract.answer import StreamEvent
 from handler_core.contract.chat import CHAT, REQUEST_SUBJECT, USER_SUBJECT, ChatRequest, ChatResponse
 from handler_core.errors import InvalidRequest
-from handlers_cli.session import connected, err, out
+from handlers_cli.session import connected, err, out, say_error
 from handlers_cli.settings import CliSettings
 
 STAGES = {
@@ -28,6 +28,8 @@ STAGES = {
 }
 NEXT_STEP = "Is a chat_handler running, and have the streams been applied (handlers streams apply)?"
 EXCERPT = 110
+GRACE = 2.0
+"""Seconds beyond the deadline in which the handler may say that it was missed."""
 
 
 def question(fields: dict[str, Any]) -> ChatRequest:
@@ -47,18 +49,18 @@ def question(fields: dict[str, Any]) -> ChatRequest:
 
 async def ask(config: CliSettings, fields: dict[str, Any], *, json: bool, timeout: float) -> None:
     """Ask, and print what comes back; exits 1 when the answer is an error."""
-    request = question(fields)
+    request = question({**fields, "deadline_ms": int(timeout * 1000)})
     subject = USER_SUBJECT.format(user=request.user_id) if request.user_id else REQUEST_SUBJECT
     try:
-        async with asyncio.timeout(timeout), connected(config, min(timeout, 5.0)) as nc:
+        async with asyncio.timeout(timeout + GRACE), connected(config, min(timeout, 5.0)) as nc:
             response = await _follow(nc, subject, request)
     except TimeoutError:
-        err.print(f"[bold red]error:[/] no answer within {timeout:g} s. {NEXT_STEP}")
+        say_error(f"no answer within {timeout:g} s. {NEXT_STEP}")
         raise typer.Exit(1) from None
     if json:
-        out.print(response.model_dump_json(exclude_none=True), markup=False)
+        print(response.model_dump_json(exclude_none=True))
     elif response.error is not None:
-        err.print(f"[bold red]error:[/] {response.error.type}: {response.error.message}")
+        say_error(f"{response.error.type}: {response.error.message}")
     else:
         _print_rest(response, streamed=request.enable_streaming)
     if response.error is not None:

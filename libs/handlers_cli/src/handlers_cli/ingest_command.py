@@ -5,13 +5,14 @@ import json as json_module
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from handler_core.clients.http import new_session
 from handler_core.upstreams import embeddings, vector_store
 from handlers_cli.chunking import approximate_tokens, tokenizer_counter
-from handlers_cli.ingest import IngestReport, Progress, ingest
+from handlers_cli.ingest import EMBED_TIMEOUT, IngestReport, Progress, ingest
 from handlers_cli.session import err, interactive, out
 from handlers_cli.settings import CliSettings
 
@@ -43,7 +44,7 @@ async def ingest_command(
             report = await ingest(
                 paths,
                 store=store,
-                embeddings=embeddings(session, config),
+                embeddings=embeddings(session, config, timeout=EMBED_TIMEOUT),
                 collection=collection,
                 on_progress=show,
                 size=chunk_tokens,
@@ -51,7 +52,7 @@ async def ingest_command(
                 count=approximate_tokens if tokenizer is None else tokenizer_counter(tokenizer),
             )
     if json:
-        out.print(json_module.dumps(dataclasses.asdict(report), default=str), markup=False)
+        print(json_module.dumps(dataclasses.asdict(report), default=str))
     else:
         _print(report, collection)
     if report.skipped:
@@ -63,9 +64,10 @@ def _print(report: IngestReport, collection: str) -> None:
         for source in getattr(report, kind):
             out.print(f"{kind:8} {source}", markup=False)
     for skipped in report.skipped:
-        err.print(f"[yellow]skipped[/]  {skipped.path}: {skipped.reason}")
+        err.print(f"[yellow]skipped[/]  {escape(skipped.path)}: {escape(skipped.reason)}")
     out.print(
         f"{collection}: {report.chunks} chunks stored, {report.deleted_chunks} deleted; "
         f"{len(report.added)} files added, "
-        f"{len(report.updated)} updated, {len(report.removed)} removed, {len(report.unchanged)} unchanged"
+        f"{len(report.updated)} updated, {len(report.removed)} removed, {len(report.unchanged)} unchanged",
+        markup=False,
     )

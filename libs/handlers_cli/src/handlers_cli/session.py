@@ -9,16 +9,17 @@ from typing import Any
 import nats.errors
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from handler_core import logs
-from handler_core.config import LogSettings, load_or_exit
+from handler_core.config import LogSettings, SettingsError, load_or_exit, masked
 from handler_core.connection import Connection, connect
 from handler_core.errors import HandlerError
 from handler_core.jetstream import JetStreamError
 from handlers_cli.settings import CliSettings
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def settings() -> CliSettings:
@@ -33,15 +34,21 @@ class Unreachable(Exception):
 @contextlib.asynccontextmanager
 async def connected(config: CliSettings, timeout: float) -> AsyncIterator[Connection]:
     """A connection made within `timeout` seconds, closed afterwards."""
+    failures: list[str] = []
     try:
         async with asyncio.timeout(timeout):
-            nc = await connect(config, "handlers", quiet=True)
+            nc = await connect(config, "handlers", on_failure=failures.append)
     except TimeoutError:
-        raise Unreachable(f"NATS does not answer at {config.nats_url} (NATS_URL); is it running?") from None
+        reason = failures[-1] if failures else "no answer"
+        raise Unreachable(f"no connection to NATS at {masked(config.nats_url)} (NATS_URL): {reason}") from None
     try:
         yield nc
     finally:
         await nc.close()
+
+
+EXPECTED = (HandlerError, JetStreamError, SettingsError, Unreachable, nats.errors.Error, OSError, TimeoutError)
+"""Failures that have a reason a user can act on; anything else is a bug, and keeps its traceback."""
 
 
 def run(command: Coroutine[Any, Any, None]) -> None:
@@ -52,14 +59,14 @@ def run(command: Coroutine[Any, Any, None]) -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(130) from None
-    except (HandlerError, JetStreamError, Unreachable, nats.errors.Error, OSError, TimeoutError) as error:
-        err.print(f"[bold red]error:[/] {_plain(error)}")
+    except EXPECTED as error:
+        say_error(str(error) or type(error).__name__)
         raise typer.Exit(1) from None
 
 
-def _plain(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text.replace("[", "\\[")
+def say_error(text: str) -> None:
+    """One line on stderr."""
+    err.print(f"[bold red]error:[/] {escape(text)}")
 
 
 def interactive() -> bool:

@@ -4,13 +4,14 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 from aiohttp import web
 
 from handler_core import logs
 from handler_core.config import SettingsError, printable
+from handler_core.tasks import loop_factory
 from local_inference.app import create_app
 from local_inference.engine import ModelMissing
 from local_inference.settings import Settings, load_settings
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(settings))
         return 0
     logs.configure(settings, "local_inference")
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(settings))
 
 
@@ -78,14 +79,6 @@ async def _serve(settings: Settings) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"local_inference: {message}", file=sys.stderr)
     return code
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # an extra, and not for every platform
-        return None
-    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":
