@@ -12,6 +12,7 @@ M = TypeVar("M", bound=Message)
 
 _MAX_NAMED = 3
 _STRINGS = frozenset({str})
+_packer = msgpack.Packer(unicode_errors="replace")  # made once: it would cost as much as packing a small message
 
 
 class _Extension:
@@ -26,7 +27,7 @@ class _Extension:
 def encode(message: Message) -> bytes:
     """A model as a MessagePack map; fields that are None are left out, and half a surrogate pair becomes `?`."""
     body = message.__pydantic_serializer__.to_python(message, exclude_none=True)
-    return bytes(msgpack.packb(body, unicode_errors="replace"))
+    return bytes(_packer.pack(body))
 
 
 def unpack(data: bytes) -> dict[str, Any]:

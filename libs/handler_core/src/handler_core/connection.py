@@ -80,6 +80,12 @@ def header_block(headers: dict[str, str]) -> bytes:
     return _HEADER_LINE + "".join(lines).encode("utf-8", "replace") + b"\r\n"
 
 
+def trace_block(traceparent: str, tracestate: str = "") -> bytes:
+    """`header_block` for a trace context that has been checked already; a third of its time, once a message."""
+    state = f"tracestate: {tracestate}\r\n" if tracestate else ""
+    return f"NATS/1.0\r\ntraceparent: {traceparent}\r\n{state}\r\n".encode()
+
+
 def _one_line(value: str) -> str:
     return value.replace("\r", " ").replace("\n", " ")
 

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from handler_core.codec import encode
-from handler_core.connection import Connection, header_block
+from handler_core.connection import Connection, trace_block
 from handler_core.contract.base import Message
 from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
@@ -95,7 +95,7 @@ class Context(Generic[C]):
             BadSubject, MessageTooLarge: refused before it is sent.
         """
         if not self._headers:
-            self._headers = header_block(self.trace_headers)
+            self._headers = trace_block(**self.trace_headers)
         self._nc.send(subject, encode(message), headers=self._headers)
         if self._nc.congested:
             await self._nc.drained()

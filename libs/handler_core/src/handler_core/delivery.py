@@ -1,6 +1,7 @@
 """One message as JetStream delivered it, and the ways to settle it."""
 
 import json
+from functools import lru_cache
 from typing import Final
 
 from handler_core.connection import Connection, parse_headers
@@ -9,6 +10,12 @@ ACK: Final = b"+ACK"
 NAK: Final = b"-NAK"
 TERM: Final = b"+TERM"
 IN_PROGRESS: Final = b"+WPI"
+
+
+@lru_cache(maxsize=64)
+def _needles(name: bytes) -> tuple[bytes, bytes]:
+    """What a header's value follows, in both ways of writing its name."""
+    return b"\r\n%b:" % name, b"\r\n%b:" % name.capitalize()
 
 
 class Delivery:
@@ -80,8 +87,8 @@ class Delivery:
         raw = self.raw_headers
         if raw is None:
             return None
-        start = raw.find(b"\r\n%b:" % name)
-        if start < 0 and (start := raw.find(b"\r\n%b:" % name.capitalize())) < 0:
+        lower, capital = _needles(name)
+        if (start := raw.find(lower)) < 0 and (start := raw.find(capital)) < 0:
             return None
         start += len(name) + 3
         return raw[start : raw.find(b"\r\n", start)].strip().decode("utf-8", "replace")
