@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-DOCUMENTS = ["README.md", "docs"]
+DOCUMENTS = ["docs"]
 QUESTION = "What keeps the message of a slow handler from being redelivered while it runs?"
 READY_TIMEOUT = 60.0
 TOKEN_DELAY_MS = "15"
