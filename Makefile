@@ -23,7 +23,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(STAMP): $(VENV)/.python locks/uv.txt locks/dev.txt $(MEMBERS)
-	@echo "→ installing locked packages (once; some 200 MB to fetch)"
+	@echo "→ installing the locked packages (once; a few minutes on a slow line)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/uv.txt
 	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes locks/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
