@@ -116,7 +116,6 @@ def stack() -> Iterator[Stack]:
         "MILVUS_URI": f"http://127.0.0.1:{milvus}",
         "COLLECTION_NAME": "demo",
         "LOG_FORMAT": "console",
-        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", str(min(4, os.cpu_count() or 1))),
     }
     running = Stack(data, environment)
     try:

@@ -37,7 +37,7 @@ async def test_unknown_paths_and_methods_get_json_errors(serve: Serve) -> None:
 async def test_the_server_answers_while_the_model_works(serve: Serve, minilm: MiniLM) -> None:
     client = await serve(minilm)
     finish = threading.Event()
-    minilm._worker.submit(finish.wait)  # a batch that takes its time
+    minilm._workers.submit(finish.wait)  # a batch that takes its time
     async with asyncio.TaskGroup() as group:
         work = group.create_task(client.post("/embed", json={"inputs": "a"}))
         assert (await client.get("/health")).status == 200

@@ -77,14 +77,15 @@ class Turn(Generic[Q, R, C]):
         """Tell the caller of a message that will be dead-lettered, as far as it says who that is."""
         if error.answered:
             return
+        ctx = Context(self._nc, self._clients, delivery, _made_id(delivery))
+        ctx.timings.record("queue", max(0.0, time.time() - delivery.timestamp))
+        current.set(ctx)
         try:
             body = unpack(delivery.data)
         except HandlerError:
             return
         named = _valid(Request, "request_id", body.get("request_id"))
-        ctx = Context(self._nc, self._clients, delivery, named or _made_id(delivery))
-        ctx.timings.record("queue", max(0.0, time.time() - delivery.timestamp))
-        current.set(ctx)
+        ctx.request_id = named or ctx.request_id
         copy_to = body.get("response_subject")
         try:
             answer = self._answer(

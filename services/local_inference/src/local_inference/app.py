@@ -53,7 +53,7 @@ def make_engine(settings: Settings) -> Engine:
         from local_inference.echo import Echo
 
         return Echo(settings.echo_dimensions, settings.echo_tokens)
-    return MiniLM(settings.openblas_num_threads)
+    return MiniLM(settings.threads)
 
 
 async def _engine_life(app: web.Application) -> AsyncIterator[None]:

@@ -43,7 +43,7 @@ def model_directory() -> Path:
 
 
 class Encoder:
-    """The model: tokenizer, transformer, mean pooling, L2 normalisation. Not thread-safe."""
+    """The model: tokenizer, transformer, mean pooling, L2 normalisation. Several threads may use it at once."""
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

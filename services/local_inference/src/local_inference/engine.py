@@ -76,11 +76,12 @@ class Engine(Protocol):
 class MiniLM:
     """Real embeddings, an extractive responder and a hybrid reranker.
 
-    All arithmetic runs in one thread, a batch at a time, so that the event loop stays responsive and concurrent
-    requests take turns.
+    All arithmetic runs in worker threads, a batch each, so that the event loop stays responsive and concurrent requests
+    take turns. OpenBLAS itself gets one thread: several of its own wait for each other by spinning, which on a busy
+    machine takes longer than the product. It heeds this only if numpy was not imported before.
 
     Args:
-        threads: how many threads OpenBLAS may use for a product. It heeds this only if numpy was not imported before.
+        threads: how many batches are computed at once.
     """
 
     chat_model = "extractive-minilm"
@@ -90,8 +91,7 @@ class MiniLM:
     )
 
     def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minilm")
+        self._workers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="minilm")
         self._encoder: Encoder
 
     async def start(self) -> None:
@@ -100,7 +100,7 @@ class MiniLM:
         Raises:
             ModelMissing: the package with the weights is not installed.
         """
-        os.environ["OPENBLAS_NUM_THREADS"] = str(self._threads)
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
         from local_inference import encoder  # imports numpy, which reads the variable above
 
         self.embedding_model = encoder.MODEL_ID
@@ -110,7 +110,7 @@ class MiniLM:
         await self.embed(["Ready to serve."])
 
     def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return await self._run(self._encoder.count_tokens, texts)
@@ -128,12 +128,17 @@ class MiniLM:
         if longest > self.max_input_tokens and not truncate:
             raise InputTooLong(f"must have at most {self.max_input_tokens} tokens. Given: {longest}")
         vectors: list[list[float]] = [[] for _ in texts]
-        for group in batches(tokenized):
+
+        async def compute(group: list[int]) -> None:
             batch = [tokenized[index] for index in group]
             embedded = await self._run(functools.partial(self._encoder.embed, normalize=normalize), batch)
             # Eight decimals are all that float32 holds here; more would only make the JSON longer.
             for index, vector in zip(group, embedded.astype("f8").round(8).tolist(), strict=True):
                 vectors[index] = vector
+
+        async with asyncio.TaskGroup() as tasks:
+            for group in batches(tokenized):
+                tasks.create_task(compute(group))
         return Embeddings(vectors, sum(len(text.ids) for text in tokenized))
 
     async def rerank(self, query: str, texts: Sequence[str], *, raw: bool = False) -> list[float]:
@@ -156,4 +161,4 @@ class MiniLM:
 
     async def _run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         work = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)

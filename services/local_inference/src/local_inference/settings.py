@@ -1,5 +1,6 @@
 """What the environment may set."""
 
+import os
 from enum import StrEnum
 
 import pydantic_settings
@@ -28,8 +29,8 @@ class Settings(LogSettings):
     """The port to listen on; 0 takes a free one, and the start-up line tells which."""
     engine: EngineName = EngineName.MINILM
     """`minilm`: real embeddings, an extractive responder and a hybrid reranker. `echo`: no model, next to no cost."""
-    openblas_num_threads: int = Field(default=1, ge=1, le=256)
-    """Threads that one matrix product may use."""
+    threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=256)
+    """Batches of texts computed at once; as many as there are cores, up to 4, unless set."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """The largest request body."""
     max_client_batch_size: int = Field(default=32, ge=1, le=4096)
