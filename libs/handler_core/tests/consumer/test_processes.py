@@ -75,7 +75,7 @@ async def test_a_message_that_kills_its_process_is_buried_before_its_handler_run
     for death in range(2):
         async with worker(stage, nats) as victim:
             assert await victim.wait() == 1
-        assert started.count(b"die") == death + 1
+        await until(lambda death=death: started.count(b"die") == death + 1, "it was heard of before it died")
     async with worker(stage, nats):
         await stage.all_settled()
     assert started.count(b"die") == 2
