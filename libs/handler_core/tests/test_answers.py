@@ -241,6 +241,32 @@ async def test_a_second_message_with_the_same_id_does_not_take_the_turn_over(nc:
     assert_coherent(*await seen(nc, request_id))
 
 
+async def test_a_chunk_cut_off_while_it_is_stored_does_not_keep_the_error_from_being_told(
+    nc: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the deadline passes while a chunk's acknowledgement is on its way."""
+    request_id = uuid.uuid4().hex
+    writer = answer(nc, request_id)
+    publish, published = writer._api.publish, asyncio.Event()
+
+    async def unacknowledged(subject: str, payload: bytes, headers: dict[str, str]) -> int:
+        await publish(subject, payload, headers)
+        published.set()
+        return await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._api, "publish", unacknowledged)
+        async with asyncio.TaskGroup() as tasks:
+            pumping = tasks.create_task(writer.pump())
+            writer.write("half")
+            await published.wait()
+            pumping.cancel()
+    await writer.fail(Internal("too late"), {})
+    events, [final] = await seen(nc, request_id)
+    assert [(event.seq, event.type) for event in events] == [(1, "chunk"), (2, "error")]
+    assert events[-1].error == final.error
+
+
 async def test_a_failed_turn_ends_its_stream_with_one_error(nc: Connection) -> None:
     request_id = uuid.uuid4().hex
     writer = answer(nc, request_id)

@@ -198,9 +198,16 @@ class Answer(Generic[R]):
     async def fail(self, error: HandlerError, timings: dict[str, float]) -> None:
         """Answer with an error; raises as `finish` does."""
         error.answered = True
+        await self._find_own()
         await self.finish(
             self._family.response(request_id=self.request_id, success=False, error=error.info(), timings=timings)
         )
+
+    async def _find_own(self) -> None:
+        """Take in a chunk that was stored although its publish was cut off: a failed turn cancels its `pump`."""
+        newest = await self._api.last(self._family.stream, self._stream) if self._streaming else None
+        if newest is not None and newest.headers.get(MSG_ID, "").startswith(f"{self.request_id}:{self._writer}:"):
+            self._last, self._seq = newest.sequence, decode(newest.data, StreamEvent).seq
 
     async def _event(
         self, type: Literal["chunk", "restart", "done", "error"], content: str = "", *, response: Response | None = None
