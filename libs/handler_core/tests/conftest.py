@@ -8,6 +8,8 @@ from handler_core.connection import Connection
 from handler_core.jetstream import Api
 from handler_core.streams import Stream, apply
 from handler_core.testing import NatsServer, connection, nats_server
+from handler_core.testing_milvus import milvus_lite_server
+from handler_core.vectors import VectorStore
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +40,17 @@ async def api(nc: Connection) -> Api:
         if name != _STAYS.name:
             await api.request(f"STREAM.DELETE.{name}")
     return api
+
+
+@pytest.fixture(scope="session")
+def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Milvus Lite server; every pytest-xdist worker that needs one has its own."""
+    with milvus_lite_server(tmp_path_factory.mktemp("milvus")) as uri:
+        yield uri
+
+
+@pytest.fixture
+async def store(milvus_uri: str) -> AsyncIterator[VectorStore]:
+    """A vector store on `milvus_uri`."""
+    async with VectorStore(milvus_uri) as opened:
+        yield opened

@@ -3,7 +3,7 @@
 import itertools
 import operator
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from handler_core.deadline import Deadline
 from handler_core.errors import InvalidRequest
 from handler_core.filters import MAX_EXPRESSION_LENGTH, expression, quote
-from handler_core.testing_milvus import milvus_lite_server
 from handler_core.vectors import Row, VectorStore
 
 ROWS = 4
@@ -59,18 +58,6 @@ numbers = st.integers(2, 2**63 - 1) | st.integers(-(2**63) + 1, -1) | st.floats(
 values = texts | numbers | st.booleans()
 ordered = texts | numbers
 stored = values | st.none() | st.lists(texts, max_size=2) | st.dictionaries(texts, numbers, max_size=2)
-
-
-@pytest.fixture(scope="module")
-def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with milvus_lite_server(tmp_path_factory.mktemp("milvus")) as uri:
-        yield uri
-
-
-@pytest.fixture
-async def store(milvus_uri: str) -> AsyncIterator[VectorStore]:
-    async with VectorStore(milvus_uri) as opened:
-        yield opened
 
 
 @st.composite

@@ -5,7 +5,7 @@ import itertools
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,6 @@ from handler_core.vectors import store as store_module
 
 SOON = 30.0
 _names = (f"vectors_{n}" for n in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with milvus_lite_server(tmp_path_factory.mktemp("milvus")) as uri:
-        yield uri
-
-
-@pytest.fixture
-async def store(milvus_uri: str) -> AsyncIterator[VectorStore]:
-    async with VectorStore(milvus_uri) as opened:
-        yield opened
 
 
 @pytest.fixture

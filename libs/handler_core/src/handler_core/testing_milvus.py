@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from handler_core.testing import free_port
+
 START_TIMEOUT = 60.0
 """Seconds. A start takes about 2 s, nearly all of it imports; much longer when every core is busy."""
 
@@ -25,7 +27,7 @@ def milvus_lite_server(data_dir: Path | str, *, port: int | None = None) -> Iter
         RuntimeError: it ended, or did not listen within `START_TIMEOUT`; with what it had to say.
     """
     Path(data_dir).mkdir(parents=True, exist_ok=True)
-    port = port or _free_port()
+    port = port or free_port()
     log = Path(data_dir) / "server.log"
     command = ["server", "--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", str(port)]
     with log.open("ab") as output:
@@ -55,10 +57,3 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path
             return
     said = log.read_text(errors="replace")[-2000:]
     raise RuntimeError(f"Milvus Lite did not start on port {port} (exit code {process.poll()}):\n{said}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -55,11 +55,7 @@ class Turn(Generic[Q, R, C]):
         if (user := _user(delivery.subject)) is not None:
             body["user_id"] = user
         request = validate(body, self._request)
-        queued = max(0.0, time.time() - delivery.timestamp)
-        deadline = Deadline.after(request.deadline_ms / 1000 - queued) if request.deadline_ms else None
-        ctx = Context(self._nc, self._clients, delivery, request.request_id or _made_id(delivery), deadline)
-        ctx.timings.record("queue", queued)
-        current.set(ctx)
+        ctx = self._context(delivery, request.request_id, request.deadline_ms)
         answer = self._answer(ctx, getattr(request, "enable_streaming", False), request.response_subject)
         try:
             await answer.open()
@@ -77,27 +73,31 @@ class Turn(Generic[Q, R, C]):
         """Tell the caller of a message that will be dead-lettered, as far as it says who that is."""
         if error.answered:
             return
-        ctx = Context(self._nc, self._clients, delivery, _made_id(delivery))
-        ctx.timings.record("queue", max(0.0, time.time() - delivery.timestamp))
-        current.set(ctx)
         try:
             body = unpack(delivery.data)
         except HandlerError:
+            self._context(delivery)
             return
-        named = _valid(Request, "request_id", body.get("request_id"))
-        ctx.request_id = named or ctx.request_id
-        copy_to = body.get("response_subject")
+        ctx = self._context(delivery, _named(body))
+        streaming, copy_to = body.get("enable_streaming") is True, body.get("response_subject")
         try:
-            answer = self._answer(
-                ctx, body.get("enable_streaming") is True, copy_to if isinstance(copy_to, str) else None
-            )
+            answer = self._answer(ctx, streaming, copy_to if isinstance(copy_to, str) else None)
         except HandlerError:
-            answer = self._answer(ctx, body.get("enable_streaming") is True, None)
+            answer = self._answer(ctx, streaming, None)
         try:
             await answer.open()
             await answer.fail(error, ctx.timings.as_dict())
         except (AlreadyAnswered, Abandoned):
             ctx.log.info("already_answered", attempt=ctx.attempt)
+
+    def _context(self, delivery: Delivery, request_id: str | None = None, deadline_ms: int | None = None) -> Context[C]:
+        """The message's context, from here on the current one; times count from when the stream stored it."""
+        queued = max(0.0, time.time() - delivery.timestamp)
+        deadline = Deadline.after(deadline_ms / 1000 - queued) if deadline_ms else None
+        ctx = Context(self._nc, self._clients, delivery, request_id or _made_id(delivery), deadline)
+        ctx.timings.record("queue", queued)
+        current.set(ctx)
+        return ctx
 
     def _answer(self, ctx: Context[C], streaming: bool, copy_to: str | None) -> Answer[R]:
         return Answer(
@@ -193,8 +193,9 @@ def _user(subject: str) -> str | None:
     return tokens[3] if len(tokens) > 4 and tokens[2] == "user" else None
 
 
-def _valid(model: type[Request], field: str, value: object) -> str | None:
+def _named(body: dict[str, Any]) -> str | None:
+    """The id that a refused request gave itself, if that at least is valid."""
     try:
-        return getattr(validate({field: value}, model), field)  # type: ignore[no-any-return]
+        return validate({"request_id": body.get("request_id")}, Request).request_id
     except HandlerError:
         return None
