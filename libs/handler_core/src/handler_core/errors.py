@@ -5,6 +5,8 @@ after a delay; any other is final: it is answered, and the message is not tried 
 `HandlerError` is a bug on our side: logged with its traceback and retried as `internal`.
 """
 
+import math
+
 from handler_core.contract.errors import ErrorInfo, ErrorType
 
 
@@ -39,7 +41,13 @@ class HandlerError(Exception):
 
     def info(self) -> ErrorInfo:
         """This error as the wire's `error` field."""
-        return ErrorInfo(type=self.type, message=self.message, retryable=self.retryable, stage=self.stage)
+        return ErrorInfo(
+            type=self.type,
+            message=self.message,
+            retryable=self.retryable,
+            retry_after_ms=None if self.retry_after is None else math.ceil(self.retry_after * 1000),
+            stage=self.stage,
+        )
 
 
 def from_info(info: ErrorInfo) -> HandlerError:
@@ -82,7 +90,7 @@ class DownstreamUnavailable(HandlerError):
 
 
 class Busy(HandlerError):
-    """No room at the moment."""
+    """No room at the moment; `retry_after` says for how long, about."""
 
     type = ErrorType.BUSY
     default_retryable = True

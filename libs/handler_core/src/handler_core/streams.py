@@ -41,6 +41,9 @@ class Stream:
     duplicate_window: float = 120.0
     """Seconds in which a repeated `Nats-Msg-Id` is dropped."""
     republish: Republish | None = None
+    key_value: bool = False
+    """Whether it is a key-value bucket (ADR-8), a stream `KV_{bucket}` of `$KV.{bucket}.>`; but for `discard`: a full
+    one forgets its oldest, as every log here."""
 
     def config(self, replicas: int = 1) -> dict[str, Any]:
         """This stream as the JetStream API's configuration."""
@@ -58,6 +61,8 @@ class Stream:
             "duplicate_window": int(min(self.duplicate_window, self.max_age) * NANOSECONDS),
             "num_replicas": replicas,
             "allow_direct": True,
+            "allow_rollup_hdrs": self.key_value,
+            "deny_delete": self.key_value,
         }
         if self.republish is not None:
             config["republish"] = {"src": self.republish.src, "dest": self.republish.dest}
@@ -129,6 +134,16 @@ AI_CONTROL = Stream(
     max_msgs_per_subject=1,
     description="cancelled turns",
 )
+AI_SESSIONS = Stream(
+    "KV_AI_SESSIONS",
+    ("$KV.AI_SESSIONS.>",),
+    retention="limits",
+    max_bytes=512 * MiB,
+    max_age=7 * 24 * 3600,
+    max_msgs_per_subject=1,
+    key_value=True,
+    description="what was said in a session; a key-value bucket",
+)
 DLQ = Stream(
     "DLQ",
     ("dlq.>",),
@@ -140,7 +155,7 @@ DLQ = Stream(
 
 CHAT_HANDLER = Consumer("AI_CHAT", "chat_handler", description="answers questions")
 
-STREAMS: tuple[Stream, ...] = (AI_CHAT, AI_EVENTS, AI_CONTROL, DLQ)
+STREAMS: tuple[Stream, ...] = (AI_CHAT, AI_EVENTS, AI_CONTROL, AI_SESSIONS, DLQ)
 CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER,)
 
 # What the server (2.15) refuses to change on an existing stream or consumer; `retention` see `Difference.in_place`.

@@ -14,12 +14,26 @@ from handler_core.contract.base import Message
 from handler_core.contract.errors import ErrorInfo
 
 
+class Stage(Message):
+    """One stage of a turn and when it began, for a waterfall."""
+
+    name: str
+    """As in `timings`, without `_ms`."""
+    start_ms: float
+    """From the message's arrival in its stream."""
+    ms: float
+
+
 class Response(Message):
     """The fields of every final response."""
 
     request_id: str = ""
     timings: dict[str, float] = Field(default_factory=dict)
     """Milliseconds by stage; `queue_ms` is the wait in the stream and `total_ms` everything."""
+    stages: list[Stage] = Field(default_factory=list)
+    """What `timings` adds up, in the order it ended."""
+    trace_id: str = ""
+    """The trace of this turn, 32 hexadecimal digits."""
     degraded: list[str] = Field(default_factory=list)
     """What the answer had to do without."""
     success: bool = True

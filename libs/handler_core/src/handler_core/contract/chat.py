@@ -21,6 +21,9 @@ from handler_core.contract.base import Message, Request
 
 REQUEST_SUBJECT = "ai.chat.request"
 USER_SUBJECT = "ai.chat.user.{user}.message"
+ASK_SUBJECT = "ai.chat.ask"
+"""Request/reply: one question, one `ChatResponse`, in JSON when the request is JSON."""
+USER_ASK_SUBJECT = "ai.chat.user.{user}.ask"
 
 FilterValue = str | int | float | bool
 
@@ -126,7 +129,8 @@ class ChatResponse(Response):
     """The final answer, on `ai.chat.response.{request_id}`.
 
     `timings` has `queue_ms`, `embed_ms`, `search_ms`, `rerank_ms`, `llm_first_token_ms`, `llm_ms` and `total_ms`;
-    `degraded` names any of `embeddings`, `vectors`, `reranker`, `tts`, `llm_truncated`.
+    with a session also `recall_ms` and `remember_ms`;
+    `degraded` names any of `embeddings`, `vectors`, `reranker`, `memory`, `tts`, `llm_truncated`.
     """
 
     response: str = ""

@@ -27,5 +27,7 @@ class ErrorInfo(Message):
     type: ErrorType
     message: str
     retryable: bool
+    retry_after_ms: int | None = None
+    """How long to wait before another try, where that is known; always with `busy`."""
     stage: str | None = None
     """Where in the turn it failed: `decode`, `embed`, `search`, `rerank`, `llm`, …"""
