@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 from handler_core.contract.chat import ChatRequest, ChatResponse
 from handler_core.deadline import Deadline
 from handler_core.rag import Rag, answer
-from handler_core.telemetry import current
+from handler_core.telemetry import Metrics, current
 from handler_core.upstreams import RagSettings, rag_clients
 from handler_core.vectors import VectorStore
 
@@ -139,16 +139,17 @@ async def test_timeouts_budget_and_collection_come_from_the_settings(recorder: R
 
 
 async def test_each_attempt_is_observed_under_its_upstreams_name(recorder: Recorder) -> None:
-    observed: list[tuple[str, str]] = []
-
-    def observe(name: str, seconds: float, outcome: str) -> None:
-        observed.append((name, outcome))
-
-    async with rag_clients(settings(recorder, llm_premium_model="gold"), observe) as clients:
+    metrics = Metrics()
+    async with rag_clients(settings(recorder, llm_premium_model="gold"), metrics) as clients:
         await clients.embeddings.embed(["text"], deadline=NEVER)
         await say(clients, premium=True)
         await say(clients)
-    assert observed == [("embeddings", "ok"), ("llm_premium", "ok"), ("llm", "ok")]
+    text = metrics.render()
+    for name in ("embeddings", "llm_premium", "llm"):
+        assert f'handler_upstream_duration_seconds_count{{upstream="{name}",outcome="ok"}} 1' in text
+    for name in ("llm_premium", "llm"):
+        assert f'handler_time_to_first_token_seconds_count{{upstream="{name}"}} 1' in text
+        assert f'handler_tokens_total{{upstream="{name}",kind="completion"}}' in text
 
 
 async def test_the_connections_are_closed_in_the_end_and_nothing_is_contacted_at_the_start(recorder: Recorder) -> None:

@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Protocol, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Default histogram bounds, in seconds."""
@@ -55,37 +55,37 @@ class Counter:
 class Gauge:
     """A number read from a function when scraped."""
 
-    __slots__ = ("_read",)
+    __slots__ = ("read",)
 
     def __init__(self, read: Callable[[], float]) -> None:
-        self._read = read
+        self.read = read
 
     def samples(self, name: str, labels: str) -> Iterator[str]:
-        yield f"{name}{labels} {self._read()}"
+        yield f"{name}{labels} {self.read()}"
 
 
 class Histogram:
     """Counts by upper bound, with their sum."""
 
-    __slots__ = ("_bounds", "_counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     @property
     def count(self) -> int:
-        return sum(self._counts)
+        return sum(self.counts)
 
     def samples(self, name: str, labels: str) -> Iterator[str]:
         inner = labels[1:-1] + "," if labels else ""
         total = 0
-        for bound, count in zip((*self._bounds, None), self._counts, strict=True):
+        for bound, count in zip((*self.bounds, None), self.counts, strict=True):
             total += count
             le = "+Inf" if bound is None else f"{bound:g}"
             yield f'{name}_bucket{{{inner}le="{le}"}} {total}'
@@ -96,6 +96,17 @@ class Histogram:
 
 Metric = Counter | Gauge | Histogram
 M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+class Family(NamedTuple):
+    """The metrics of one name."""
+
+    name: str
+    help: str
+    kind: str
+    """`counter`, `gauge` or `histogram`."""
+    members: list[tuple[dict[str, str], Metric]]
+    """With the labels of each."""
 
 
 def _escaped(value: str) -> str:
@@ -116,6 +127,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._families: dict[str, tuple[str, str, dict[str, Metric]]] = {}
+        self._labels: dict[str, dict[str, str]] = {}
 
     def counter(self, name: str, help: str, **labels: str) -> Counter:
         return self._get(name, help, "counter", labels, Counter)
@@ -129,6 +141,7 @@ class Metrics:
     def _get(self, name: str, help: str, kind: str, labels: dict[str, str], make: Callable[[], M]) -> M:
         _, _, members = self._families.setdefault(name, (help, kind, {}))
         key = "{" + ",".join(f'{label}="{_escaped(value)}"' for label, value in labels.items()) + "}" if labels else ""
+        self._labels.setdefault(key, labels)
         return cast("M", members.setdefault(key, make()))
 
     def upstream(self, name: str, seconds: float, outcome: str) -> None:
@@ -136,6 +149,21 @@ class Metrics:
         self.histogram("handler_upstream_duration_seconds", "Upstream calls.", upstream=name, outcome=outcome).observe(
             seconds
         )
+
+    def generation(self, name: str, first_token: float | None, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one completion of an LLM; its `observe` hook."""
+        if first_token is not None:
+            text = "From the request to the first token."
+            self.histogram("handler_time_to_first_token_seconds", text, upstream=name).observe(first_token)
+        for kind, tokens in (("prompt", prompt_tokens), ("completion", completion_tokens)):
+            self.counter(
+                "handler_tokens_total", "Tokens, as the LLM counted them.", upstream=name, kind=kind
+            ).value += tokens
+
+    def families(self) -> Iterator[Family]:
+        """All metrics by name, for those who send them elsewhere."""
+        for name, (help, kind, members) in self._families.items():
+            yield Family(name, help, kind, [(self._labels[key], metric) for key, metric in members.items()])
 
     def render(self) -> str:
         """All metrics in the text format."""

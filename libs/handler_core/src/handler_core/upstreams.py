@@ -8,14 +8,14 @@ import aiohttp
 from pydantic import Field, SecretStr
 
 from handler_core.clients.embeddings import Embeddings
-from handler_core.clients.http import Observe, Upstream, new_session
+from handler_core.clients.http import Upstream, new_session
 from handler_core.clients.llm import LLM
 from handler_core.clients.reranker import Reranker
 from handler_core.config import EmbeddingsSettings, LLMSettings, MilvusSettings, RerankerSettings
 from handler_core.errors import HandlerError
 from handler_core.rag import Rag
 from handler_core.tasks import background
-from handler_core.telemetry import trace_headers
+from handler_core.telemetry import Metrics, trace_headers
 from handler_core.vectors import VectorStore, driver
 
 
@@ -23,21 +23,30 @@ class RagSettings(LLMSettings, EmbeddingsSettings, RerankerSettings, MilvusSetti
     """All that answering questions needs."""
 
     prompt_tokens: int = Field(default=6000, ge=256)
-    """Budget of the prompt, instructions, passages and question together."""
+    """Budget of the prompt: instructions, passages, what was said before, and the question together."""
+    allowed_collections: str = Field(default="", pattern=r"^[A-Za-z0-9_{}, ]*$")
+    """Collections that a request may name, with commas between; any when empty. `{user}` stands for the user, so that
+    `documents,user_{user}` gives everybody one of their own. `COLLECTION_NAME` is always allowed."""
+
+    @property
+    def allowed(self) -> frozenset[str]:
+        """`allowed_collections` as a set; empty when any may be named."""
+        return frozenset(filter(None, (name.strip() for name in self.allowed_collections.split(","))))
 
 
 @asynccontextmanager
-async def rag_clients(settings: RagSettings, observe: Observe | None = None) -> AsyncIterator[Rag]:
+async def rag_clients(settings: RagSettings, metrics: Metrics | None = None) -> AsyncIterator[Rag]:
     """The clients for `rag.answer`, closed afterwards. Upstreams are contacted at their first use, but for the vector
     store, whose client is slow to import and connects meanwhile."""
-    async with new_session() as session, vector_store(settings) as store, background(_warm(store)):
+    async with new_session() as session, vector_store(settings, metrics) as store, background(_warm(store)):
         yield Rag(
-            llm=_llm(session, settings, observe),
-            premium=_premium(session, settings, observe),
-            embeddings=embeddings(session, settings, observe),
-            reranker=_reranker(session, settings, observe),
+            llm=_llm(session, settings, metrics),
+            premium=_premium(session, settings, metrics),
+            embeddings=embeddings(session, settings, metrics),
+            reranker=_reranker(session, settings, metrics),
             store=store,
             collection=settings.collection_name,
+            allowed=settings.allowed,
             prompt_tokens=settings.prompt_tokens,
         )
 
@@ -47,20 +56,25 @@ async def _warm(store: VectorStore) -> None:
         await store.connect()
 
 
-def vector_store(settings: MilvusSettings) -> VectorStore:
+def vector_store(settings: MilvusSettings, metrics: Metrics | None = None) -> VectorStore:
     """The vector store; connects at its first use.
 
     Raises:
         ImportError: pymilvus is not installed.
     """
     driver.require()
-    return VectorStore(settings.milvus_address, token=_plain(settings.milvus_token), timeout=settings.milvus_timeout)
+    return VectorStore(
+        settings.milvus_address,
+        token=_plain(settings.milvus_token),
+        timeout=settings.milvus_timeout,
+        observe=None if metrics is None else metrics.upstream,
+    )
 
 
 def embeddings(
     session: aiohttp.ClientSession,
     settings: EmbeddingsSettings,
-    observe: Observe | None = None,
+    metrics: Metrics | None = None,
     *,
     timeout: float | None = None,
 ) -> Embeddings:
@@ -71,38 +85,44 @@ def embeddings(
         settings.embeddings_url,
         settings.embeddings_api_key,
         timeout or settings.embeddings_timeout,
-        observe,
+        metrics,
     )
     return Embeddings(upstream, settings.embeddings_model)
 
 
-def _reranker(session: aiohttp.ClientSession, settings: RerankerSettings, observe: Observe | None) -> Reranker | None:
+def _reranker(session: aiohttp.ClientSession, settings: RerankerSettings, metrics: Metrics | None) -> Reranker | None:
     if settings.reranker_url is None:
         return None
     upstream = _upstream(
-        session, "reranker", settings.reranker_url, settings.reranker_api_key, settings.reranker_timeout, observe
+        session, "reranker", settings.reranker_url, settings.reranker_api_key, settings.reranker_timeout, metrics
     )
     return Reranker(upstream, settings.reranker_model)
 
 
-def _llm(session: aiohttp.ClientSession, settings: LLMSettings, observe: Observe | None) -> LLM:
-    upstream = _upstream(session, "llm", settings.llm_url, settings.llm_api_key, settings.llm_timeout, observe)
-    return LLM(upstream, settings.llm_model, idle_timeout=settings.llm_timeout)
+def _llm(session: aiohttp.ClientSession, settings: LLMSettings, metrics: Metrics | None) -> LLM:
+    upstream = _upstream(session, "llm", settings.llm_url, settings.llm_api_key, settings.llm_timeout, metrics)
+    return _completions(upstream, settings.llm_model, settings, metrics)
 
 
-def _premium(session: aiohttp.ClientSession, settings: LLMSettings, observe: Observe | None) -> LLM | None:
+def _premium(session: aiohttp.ClientSession, settings: LLMSettings, metrics: Metrics | None) -> LLM | None:
     """The premium endpoint: another URL, another model on the same one, or neither."""
     if settings.llm_premium_url is None and settings.llm_premium_model is None:
         return None
     url = settings.llm_premium_url or settings.llm_url
     key = settings.llm_premium_api_key or (settings.llm_api_key if settings.llm_premium_url is None else None)
-    upstream = _upstream(session, "llm_premium", url, key, settings.llm_timeout, observe)
-    return LLM(upstream, settings.llm_premium_model or settings.llm_model, idle_timeout=settings.llm_timeout)
+    upstream = _upstream(session, "llm_premium", url, key, settings.llm_timeout, metrics)
+    return _completions(upstream, settings.llm_premium_model or settings.llm_model, settings, metrics)
+
+
+def _completions(upstream: Upstream, model: str, settings: LLMSettings, metrics: Metrics | None) -> LLM:
+    observe = None if metrics is None else metrics.generation
+    return LLM(upstream, model, idle_timeout=settings.llm_timeout, observe=observe)
 
 
 def _upstream(
-    session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, timeout: float, observe: Observe | None
+    session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, timeout: float, metrics: Metrics | None
 ) -> Upstream:
+    observe = None if metrics is None else metrics.upstream
     return Upstream(session, name, url, api_key=_plain(key), timeout=timeout, observe=observe, headers=trace_headers)
 
 

@@ -12,6 +12,7 @@ from handler_core.clients.batches import Batches
 from handler_core.clients.failures import UpstreamError
 from handler_core.clients.http import Upstream
 from handler_core.deadline import Deadline
+from handler_core.tracing import Value, span
 
 
 class Embeddings:
@@ -40,7 +41,11 @@ class Embeddings:
         async def call(batch: Sequence[str]) -> list[list[float]]:
             return await self._embed(batch, deadline)
 
-        vectors = await self._batches.run(texts, call, deadline)
+        model = self.model or "default"
+        attributes: dict[str, Value] = {"gen_ai.operation.name": "embeddings", "gen_ai.provider.name": "openai",
+                                        "gen_ai.request.model": model, **self.upstream.place}  # fmt: skip
+        with span(f"embeddings {model}", "client", attributes):
+            vectors = await self._batches.run(texts, call, deadline)
         if len({len(vector) for vector in vectors}) > 1:
             self._surprised("vectors of different dimensions")
         return vectors

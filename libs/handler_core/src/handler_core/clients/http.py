@@ -20,6 +20,7 @@ from handler_core.clients.failures import Failures, UpstreamError
 from handler_core.clients.response import Response
 from handler_core.deadline import Deadline
 from handler_core.errors import DeadlineExceeded
+from handler_core.tracing import Value, annotate, span
 
 T = TypeVar("T")
 
@@ -174,13 +175,22 @@ class Upstream:
     ) -> AsyncIterator[Response]:
         """One attempt: request, status, first bytes; then the caller reads. Recorded and closed however it ends."""
         data = None if body is None else json.dumps(body).encode()
-        with self._recorded():
+        with self._recorded(), span(method, "client", self._attributes(method, path)):
             response = Response(self.failures, deadline, self.timeout if timeout is None else timeout)
             try:
                 await response.open(partial(self._send, method, path, data))
                 yield response
             finally:
                 response.close()
+
+    @property
+    def place(self) -> dict[str, Value]:
+        """Where it is, as the attributes of a span."""
+        return {"server.address": self._base.host or "", "server.port": self._base.port or 0}
+
+    def _attributes(self, method: str, path: str) -> dict[str, Value]:
+        path = self._base.path.rstrip("/") + path
+        return {"http.request.method": method, "url.path": path, "peer.service": self.name, **self.place}
 
     async def _send(self, method: str, path: str, data: bytes | None) -> aiohttp.ClientResponse:
         # Upstreams are near: compressing costs more than it saves, and holds tokens back.
@@ -193,7 +203,9 @@ class Upstream:
             headers["Authorization"] = self._authorization
         url = self._base.joinpath(*path.strip("/").split("/")).with_query(self._base.query)
         # A redirect would turn a POST into a GET, or take the key elsewhere: it is reported, not followed.
-        return await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        answer = await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        annotate({"http.response.status_code": answer.status})
+        return answer
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

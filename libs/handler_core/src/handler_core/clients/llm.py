@@ -1,6 +1,7 @@
 """Chat completions from an OpenAI-compatible endpoint, streamed."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,10 +13,15 @@ from handler_core.clients.response import Response
 from handler_core.contract.chat import Usage
 from handler_core.deadline import Deadline
 from handler_core.errors import HandlerError
+from handler_core.tracing import Value, span
 
 _PATH = "/v1/chat/completions"
 _TAIL_TIMEOUT = 2.0
 """How long to wait for usage and `[DONE]` once the answer itself is complete."""
+
+
+ObserveTokens = Callable[[str, float | None, int, int], None]
+"""`observe(upstream, seconds to the first token, prompt tokens, completion tokens)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +48,16 @@ class LLM:
         upstream: where `/v1/chat/completions` is.
         model: what to ask for when a call names none.
         idle_timeout: seconds without a byte, before the first as between two, after which a stream counts as dead.
+        observe: metrics hook, called once for each completion that began to answer.
     """
 
-    def __init__(self, upstream: Upstream, model: str, *, idle_timeout: float = 60.0) -> None:
+    def __init__(
+        self, upstream: Upstream, model: str, *, idle_timeout: float = 60.0, observe: ObserveTokens | None = None
+    ) -> None:
         self.upstream = upstream
         self.model = model
         self.idle_timeout = idle_timeout
+        self._observe = observe
         self._asks_usage = True
 
     async def stream(
@@ -79,13 +89,24 @@ class LLM:
             **{name: value for name, value in options.items() if value is not None},
         }
         reader = CompletionReader(self.upstream.failures)
-        async with self._open(body, deadline) as response:
-            while not reader.done:
-                chunk = await self._read(response, reader)
-                for delta in reader.feed(chunk) if chunk else reader.end():
-                    yield delta
-            await response.drain()
-            last = reader.last()
+        started, first_token = time.perf_counter(), None
+        with span(f"chat {body['model']}", "client", _request_attributes(body, self.upstream)) as call:
+            try:
+                async with self._open(body, deadline) as response:
+                    while not reader.done:
+                        chunk = await self._read(response, reader)
+                        for delta in reader.feed(chunk) if chunk else reader.end():
+                            if first_token is None:
+                                first_token = time.perf_counter() - started
+                                call.event("gen_ai.first_token")
+                            yield delta
+                    await response.drain()
+                    last = reader.last()
+            finally:
+                usage = reader.usage or Usage()
+                call.set(_response_attributes(usage, reader.finish_reason))
+                if self._observe is not None and first_token is not None:
+                    self._observe(self.upstream.name, first_token, usage.prompt_tokens, usage.completion_tokens)
         yield last
 
     async def complete(
@@ -138,3 +159,26 @@ class LLM:
             if reader.finish_reason is None:
                 raise
             return b""  # the answer is whole, only its tail is missing
+
+
+def _request_attributes(body: dict[str, Any], upstream: Upstream) -> dict[str, Value]:
+    """What OpenTelemetry's conventions for generative AI ask for; `openai` names the protocol that is spoken."""
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": body["model"],
+        **upstream.place,
+    }
+    for name in ("temperature", "max_tokens"):
+        if name in body:
+            attributes[f"gen_ai.request.{name}"] = body[name]
+    return attributes
+
+
+def _response_attributes(usage: Usage, finish_reason: str | None) -> dict[str, Value]:
+    reasons = (finish_reason,) if finish_reason else ()
+    return {
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+        "gen_ai.response.finish_reasons": reasons,
+    }

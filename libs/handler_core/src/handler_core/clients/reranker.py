@@ -9,6 +9,7 @@ from handler_core.clients.batches import Batches
 from handler_core.clients.failures import UpstreamError
 from handler_core.clients.http import Upstream
 from handler_core.deadline import Deadline
+from handler_core.tracing import Value, span
 
 _PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 _UNKNOWN = frozenset({404, 405})
@@ -53,7 +54,11 @@ class Reranker:
         async def call(batch: Sequence[str]) -> list[float | None]:
             return await self._scores(query, batch, deadline)
 
-        scores = await self._batches.run(texts, call, deadline)
+        model = self.model or "default"
+        attributes: dict[str, Value] = {"gen_ai.operation.name": "rerank", "gen_ai.request.model": model,
+                                        "rerank.texts": len(texts), **self.upstream.place}  # fmt: skip
+        with span(f"rerank {model}", "client", attributes):
+            scores = await self._batches.run(texts, call, deadline)
         ranked = [Ranked(index, score) for index, score in enumerate(scores) if score is not None]
         return sorted(ranked, key=lambda item: -item.score)
 

@@ -1,7 +1,9 @@
 """The store itself: search for the handlers, and what ingestion needs to keep a collection up to date."""
 
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,6 +11,7 @@ from handler_core.contract.chat import FilterTerm
 from handler_core.deadline import Deadline
 from handler_core.errors import DownstreamUnavailable, HandlerError, Internal, NotFound
 from handler_core.filters import quote
+from handler_core.tracing import Value, span
 from handler_core.vectors.connection import SETUP_TIMEOUT, Connection
 from handler_core.vectors.layout import Hit, Layout, Row, read_layout
 
@@ -30,9 +33,20 @@ class VectorStore:
         token: `user:password` or an API key.
         timeout: seconds for one call, less when the deadline is nearer.
         text_field: the field that holds the passage, in collections not made by `ensure_collection`.
+        observe: metrics hook, called once a search as `observe("milvus", seconds, outcome)`; outcomes are `ok`,
+            `canceled` and the types of the wire's errors.
     """
 
-    def __init__(self, uri: str, *, token: str | None = None, timeout: float = 10.0, text_field: str = "text") -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        token: str | None = None,
+        timeout: float = 10.0,
+        text_field: str = "text",
+        observe: Callable[[str, float, str], None] | None = None,
+    ) -> None:
+        self._observe = observe
         self._connection = Connection(uri, token=token, timeout=timeout)
         self._call = self._connection.call
         self._text_field = text_field
@@ -77,6 +91,17 @@ class VectorStore:
             InvalidRequest: a filter that cannot be expressed, or a collection that has nothing to filter by.
             Internal: the collection holds vectors of another dimension, or no text.
         """
+        with self._observed(), span(f"search {collection}", "client", self._attributes(collection, top_k)):
+            return await self._search(collection, vector, top_k, filter, deadline)
+
+    async def _search(
+        self,
+        collection: str,
+        vector: Sequence[float],
+        top_k: int,
+        filter: Mapping[str, FilterTerm] | None,
+        deadline: Deadline,
+    ) -> list[Hit]:
         try:
             layout = await self._layout(collection, deadline)
             if layout.dimension != len(vector):  # perhaps it was made anew since
@@ -85,17 +110,41 @@ class VectorStore:
             found = await self._call(
                 "search",
                 collection,
-                data=[list(vector)],
+                vector=vector,
                 anns_field=layout.vector_field,
                 limit=top_k,
                 filter=layout.condition(filter),
-                output_fields=list(layout.output_fields),
+                output_fields=layout.output_fields,
                 deadline=deadline,
             )
         except HandlerError:
             self._layouts.pop(collection, None)
             raise
-        return [layout.hit(hit) for hit in found[0]]
+        return [layout.hit(one) for one in found]
+
+    def _attributes(self, collection: str, top_k: int) -> dict[str, Value]:
+        host, _, port = self.address.rpartition(":")
+        return {
+            "db.system.name": "milvus",
+            "db.operation.name": "search",
+            "db.collection.name": collection,
+            "db.query.limit": top_k,
+            "server.address": host,
+            "server.port": int(port),
+        }
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        started, outcome = time.perf_counter(), "canceled"
+        try:
+            yield
+            outcome = "ok"
+        except HandlerError as error:
+            outcome = error.type.value
+            raise
+        finally:
+            if self._observe is not None:
+                self._observe("milvus", time.perf_counter() - started, outcome)
 
     async def ensure_collection(self, name: str, dimension: int, *, deadline: Deadline | None = None) -> None:
         """Make the collection and its index (cosine) and load it, or what of that is missing.

@@ -1,0 +1,80 @@
+"""The spans of messages: OpenTelemetry's conventions for messaging, applied to JetStream and to requests.
+
+Only services with an exporter wrap their work in these; without one no message passes here.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from handler_core.delivery import Delivery, Incoming
+from handler_core.streams import Consumer
+from handler_core.telemetry import carried, carried_state, made, trace_id
+from handler_core.tracing import Kind, Span, Tracer, Value, Within
+from handler_core.workers import Process
+
+M = TypeVar("M", bound=Incoming)
+R = TypeVar("R")
+
+
+def traced(tracer: Tracer, consumer: Consumer, process: Process) -> Process:
+    """`process` in a span below its sender's; each delivery of a message gets one, all in the same trace."""
+    constant: dict[str, Value] = {
+        "messaging.system": "nats",
+        "messaging.consumer.group.name": consumer.name,
+        "messaging.nats.stream": consumer.stream,
+    }
+
+    async def with_span(delivery: Delivery) -> None:
+        attributes: dict[str, Value] = {
+            **constant,
+            "messaging.destination.name": delivery.subject,
+            "messaging.message.body.size": len(delivery.data),
+            "messaging.nats.stream.sequence": delivery.sequence,
+            "messaging.nats.delivery.attempt": delivery.attempt,
+        }
+        span = _begin(tracer, "process", "consumer", delivery, attributes)
+        # Ended at once, and so exported although the process may die: from the stream to this worker.
+        waited: dict[str, Value] = {"messaging.operation.name": "receive", "messaging.operation.type": "receive"}
+        received = span.child(f"receive {consumer.name}", "client", {**attributes, **waited}, start=delivery.timestamp)
+        received.end()
+        with Within(span):
+            await process(delivery)
+
+    return with_span
+
+
+def served(tracer: Tracer, answer: Callable[[M], Awaitable[R]]) -> Callable[[M], Awaitable[R]]:
+    """A request's answering in a span below its caller's."""
+
+    async def with_span(call: M) -> R:
+        attributes: dict[str, Value] = {"messaging.system": "nats", "messaging.destination.name": call.subject}
+        with Within(_begin(tracer, "process", "server", call, attributes)):
+            return await answer(call)
+
+    return with_span
+
+
+def _begin(tracer: Tracer, operation: str, kind: Kind, message: Incoming, attributes: dict[str, Value]) -> Span:
+    parent = carried(message.header(b"traceparent"))
+    return tracer.begin(
+        f"{operation} {template(message.subject)}",
+        kind,
+        {**attributes, "messaging.operation.name": operation, "messaging.operation.type": operation},
+        parent=parent,
+        state=carried_state(message.header(b"tracestate")) if parent else "",
+        trace_id="" if parent else trace_id(made(message.identity)),
+        start=time.time(),
+    )
+
+
+def template(subject: str) -> str:
+    """A subject with its ids as wildcards: as a span's name, it must not be different for each user.
+
+    >>> template("ai.chat.user.alice.message")
+    'ai.chat.user.*.message'
+    """
+    tokens = subject.split(".")
+    if len(tokens) > 4 and tokens[2] == "user":
+        tokens[3] = "*"
+    return ".".join(tokens)
