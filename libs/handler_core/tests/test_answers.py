@@ -219,7 +219,7 @@ async def test_a_response_over_max_payload_is_refused_and_an_error_fits_instead(
     writer = answer(nc, request_id, streaming=False)
     with pytest.raises(MessageTooLarge) as refused:
         await writer.finish(response(request_id, "x" * nc.max_payload))
-    await writer.fail(refused.value, {})
+    await writer.fail(ChatResponse(success=False, error=refused.value.info()))
     _, [final] = await seen(nc, request_id)
     assert final.error is not None
     assert (final.success, final.error.type) == (False, "internal")
@@ -261,7 +261,7 @@ async def test_a_chunk_cut_off_while_it_is_stored_does_not_keep_the_error_from_b
             writer.write("half")
             await published.wait()
             pumping.cancel()
-    await writer.fail(Internal("too late"), {})
+    await writer.fail(ChatResponse(success=False, error=Internal("too late").info()))
     events, [final] = await seen(nc, request_id)
     assert [(event.seq, event.type) for event in events] == [(1, "chunk"), (2, "error")]
     assert events[-1].error == final.error
@@ -271,7 +271,7 @@ async def test_a_failed_turn_ends_its_stream_with_one_error(nc: Connection) -> N
     request_id = uuid.uuid4().hex
     writer = answer(nc, request_id)
     await say(writer, "half")
-    await writer.fail(Internal("broken", stage="llm"), {})
+    await writer.fail(ChatResponse(success=False, error=Internal("broken", stage="llm").info()))
     events, [final] = await seen(nc, request_id)
     assert [event.type for event in events] == ["chunk", "error"]
     assert events[-1].error == final.error

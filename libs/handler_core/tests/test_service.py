@@ -53,7 +53,7 @@ async def test_a_typed_handler_consumes_and_a_misfit_is_a_dead_letter(api: Api, 
 
     @service.consumes(ADDER)
     async def add(number: Number, ctx: Context[list[Any]]) -> None:
-        ctx.clients.append((number.value, ctx.request_id, ctx.attempt, ctx.delivery.subject))
+        ctx.clients.append((number.value, ctx.request_id, ctx.attempt, ctx.message.subject))
 
     async with serving(service, settings_for(nats)) as runtime:
         await api.publish("numbers", encode(Number(value=7, request_id="q1")), {})

@@ -41,7 +41,7 @@ async def nc(nats: NatsServer) -> AsyncIterator[Connection]:
     """A connection to a server on which everything is declared and nothing is queued."""
     async with connection(nats.url) as nc:
         await streams.apply(Api(nc))
-        for name in ("AI_CHAT", "AI_EVENTS", "DLQ"):
+        for name in ("AI_CHAT", "AI_EVENTS", "AI_CONTROL", "KV_AI_SESSIONS", "DLQ"):
             await Api(nc).request(f"STREAM.PURGE.{name}")
         yield nc
 

@@ -65,7 +65,8 @@ async def test_every_field_of_a_request_has_its_effect(
     assert (response.used_rag, response.degraded, response.audio) == (True, ["tts"], None)
     assert (response.usage.prompt_tokens, response.usage.total_tokens) == (7, 12)
     assert response.timings.keys() == {
-        "queue_ms", "embed_ms", "search_ms", "rerank_ms", "llm_first_token_ms", "llm_ms", "total_ms",
+        "queue_ms", "recall_ms", "embed_ms", "search_ms", "rerank_ms", "llm_first_token_ms", "llm_ms", "remember_ms",
+        "total_ms",
     }  # fmt: skip
     [reranked] = models.bodies("/rerank")
     assert set(reranked["texts"]) == {"A cactus is a plant.", "A cactus needs water, weekly at most."}

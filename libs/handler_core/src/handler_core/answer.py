@@ -20,7 +20,7 @@ from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.answer import Family, Response, StreamEvent
 from handler_core.contract.errors import ErrorInfo
-from handler_core.errors import Abandoned, HandlerError, InvalidRequest, Transient
+from handler_core.errors import Abandoned, InvalidRequest, Transient
 from handler_core.jetstream import (
     EXPECTED_LAST,
     EXPECTED_LAST_SUBJECT,
@@ -29,6 +29,7 @@ from handler_core.jetstream import (
     Api,
     JetStreamError,
 )
+from handler_core.tracing import Span, Value, active, span
 
 R = TypeVar("R", bound=Response)
 
@@ -96,16 +97,20 @@ class Answer(Generic[R]):
         self._text: list[str] = []
         self._work = asyncio.Event()
         self._closing = False
+        self._opened = attempt == 1
+        self._span: Span | None = None
+        self._events = 0
 
     async def open(self) -> None:
-        """Take the turn over from whoever had it before; nothing to do at the first attempt.
+        """Take the turn over from whoever had it before; nothing to do at the first attempt, or the second time.
 
         Raises:
             AlreadyAnswered: the final response is there; a stream that lacked its end has it now.
             Abandoned: somebody else is taking it over at this moment, or another message has the same id.
         """
-        if self._attempt == 1:
+        if self._opened:
             return
+        self._opened = True
         await self._raise_if_answered()
         if self._streaming:
             await self._event("restart")
@@ -181,7 +186,8 @@ class Answer(Generic[R]):
         expected = {EXPECTED_LAST: str(self._last)}
         if self._streaming:
             expected[EXPECTED_LAST_SUBJECT] = self._stream
-        await self._store(self._final, payload, {**expected, MSG_ID: f"{self.request_id}:{self._writer}:final"})
+        with span(f"send evt.{self._family.prefix}", "producer", self._attributes(self._final)):
+            await self._store(self._final, payload, {**expected, MSG_ID: f"{self.request_id}:{self._writer}:final"})
         if self._streaming:
             await self._event("error" if response.error else "done", response=response)
         if self._copy_to is not None and self._copy_to != self._final:
@@ -195,13 +201,10 @@ class Answer(Generic[R]):
         with contextlib.suppress(Abandoned):
             await self._store(subject, payload, {EXPECTED_LAST: "0", MSG_ID: f"{self.request_id}:{self._writer}:copy"})
 
-    async def fail(self, error: HandlerError, timings: dict[str, float]) -> None:
-        """Answer with an error; raises as `finish` does."""
-        error.answered = True
+    async def fail(self, response: R) -> None:
+        """Answer with a response that tells of an error; raises as `finish` does."""
         await self._find_own()
-        await self.finish(
-            self._family.response(request_id=self.request_id, success=False, error=error.info(), timings=timings)
-        )
+        await self.finish(response)
 
     async def _find_own(self) -> None:
         """Take in a chunk that was stored although its publish was cut off: a failed turn cancels its `pump`."""
@@ -223,8 +226,31 @@ class Answer(Generic[R]):
             timestamp=time.time(),
         )
         headers = {EXPECTED_LAST: str(self._last), MSG_ID: f"{self.request_id}:{self._writer}:{event.seq}"}
+        if self._span is None and (above := active.get()) is not None:
+            # One span for all events of this attempt: one for each would be hundreds a turn.
+            name = f"send evt.{self._family.prefix}.stream"
+            self._span = above.child(name, "producer", self._attributes(self._stream))
         self._last = await self._store(self._stream, encode(event), headers)
         self._seq = event.seq
+        if self._span is not None:
+            self._events += 1
+            if self._events == 1 or type != "chunk":
+                self._span.event(type, {"messaging.nats.stream.sequence": self._last})
+
+    def _attributes(self, subject: str) -> dict[str, Value]:
+        return {
+            "messaging.system": "nats",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": subject,
+            "messaging.message.conversation_id": self.request_id,
+        }
+
+    def end_span(self) -> None:
+        """End the span of the events, however the turn went."""
+        if self._span is not None:
+            self._span.set({"messaging.batch.message_count": self._events})
+            self._span.end()
 
     async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> int:
         """Publish until acknowledged; returns the stream sequence."""

@@ -10,6 +10,7 @@ _LONGEST = 128
 """Characters; no marker is longer."""
 # Code comes first, so that the index in `items[1]` is taken for no marker.
 _CODE_OR_MARKER = re.compile(rf"```.*?(?:```|\Z)|`[^`\n]*`|\[({_NUMBERS})\]", re.DOTALL)
+_SPACED_MARKER = re.compile(rf"```.*?(?:```|\Z)|`[^`\n]*`|[ \t]?\[({_NUMBERS})\]", re.DOTALL)
 # What may still become a marker when the next piece comes.
 _UNFINISHED = re.compile(rf"\[(?:{_NUMBERS}(?:\s?,\s?|\s)?)?\Z")
 
@@ -59,3 +60,9 @@ def citations(text: str, sources: Sequence[Source]) -> list[Citation]:
             if 1 <= index <= len(sources) and index not in found:
                 found[index] = Citation(index=index, source_id=sources[index - 1].id, start=match.start())
     return list(found.values())
+
+
+def without_markers(text: str) -> str:
+    """The text without its markers and the space before each, for where no sources stand beside it; what stands in
+    Markdown's code is left alone."""
+    return _SPACED_MARKER.sub(lambda match: match[0] if match[1] is None else "", text)

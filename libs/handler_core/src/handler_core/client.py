@@ -1,29 +1,92 @@
 """The caller's side of a turn: publish a request, follow its answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
+from handler_core import tracing
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.answer import Family, Response, StreamEvent
 from handler_core.contract.base import Request
-from handler_core.jetstream import MSG_ID, Api
+from handler_core.errors import Busy
+from handler_core.jetstream import MSG_ID, Api, JetStreamError
+from handler_core.streams import STREAMS
 
 R = TypeVar("R", bound=Response)
 
+RETRY_AFTER = 1.0
+"""Seconds after which a full queue is worth another try."""
+_STORE_FAILED = 10077  # with "maximum bytes exceeded" and the like, but also for a disk that fails
+_NO_STORAGE = {10002: "the account's", 10023: "the server's"}
+
+
+async def publish(api: Api, subject: str, request: Request, headers: dict[str, str] | None = None) -> int:
+    """Queue a request, once only by its `request_id`, and return its sequence in the stream.
+
+    Where a span is active, its child for this is what the turn's trace goes on from.
+
+    Raises:
+        Busy: the queue, or what it may keep on disk, is full.
+        Transient: no stream takes the subject, or NATS does not answer.
+        JetStreamError: the stream refused it for another reason.
+    """
+    queue, template = _queue(subject)
+    payload = encode(request)
+    attributes: dict[str, tracing.Value] = {
+        "messaging.system": "nats",
+        "messaging.operation.type": "send",
+        "messaging.operation.name": "publish",
+        "messaging.destination.name": subject,
+        "messaging.destination.template": template,
+        "messaging.message.id": request.request_id or "",
+        "messaging.message.body.size": len(payload),
+    }
+    with tracing.span(f"send {template}", "producer", attributes):
+        carried = {MSG_ID: request.request_id or "", **(headers or {})}
+        if (span := tracing.active.get()) is not None:
+            carried["traceparent"] = span.traceparent
+        try:
+            return await api.publish(subject, payload, carried)
+        except JetStreamError as error:
+            if error.err_code == _STORE_FAILED and error.description.startswith("maximum "):
+                raise Busy(f"the queue {queue} is full", stage="queue", retry_after=RETRY_AFTER) from None
+            if owner := _NO_STORAGE.get(error.err_code):
+                text = f"the queue {queue} cannot grow: {owner} JetStream storage is full"
+                raise Busy(text, stage="queue", retry_after=RETRY_AFTER) from None
+            raise
+
+
+def _queue(subject: str) -> tuple[str, str]:
+    """The stream that is declared for a subject, and the subject as declared there, which names no user."""
+    tokens = subject.split(".")
+    for stream in STREAMS:
+        for pattern in stream.subjects:
+            expected = pattern.split(".")
+            if len(expected) == len(tokens) and all(e in ("*", t) for e, t in zip(expected, tokens, strict=True)):
+                return stream.name, pattern
+    return subject, subject
+
 
 async def follow(
-    nc: Connection, family: Family[R], subject: str, request: Request, *, headers: dict[str, str] | None = None
+    nc: Connection,
+    family: Family[R],
+    subject: str,
+    request: Request,
+    *,
+    headers: dict[str, str] | None = None,
+    on_stored: Callable[[int], None] | None = None,
 ) -> AsyncGenerator[StreamEvent | R, None]:
     """Publish a request and yield its events as they come (when it asks for streaming), then the final response.
 
     What was missed while the connection was lost is read from the stream. The request needs a fresh `request_id`, by
     which it is also queued once only. There is no time limit: bound it with `asyncio.timeout`.
 
+    Args:
+        on_stored: told the request's sequence as soon as the stream has it.
+
     Raises:
-        Transient: no stream takes the subject, or NATS does not answer.
-        JetStreamError: the stream refused it, for instance because it is full.
+        Busy, Transient, JetStreamError: as `publish`.
     """
     if request.request_id is None:
         raise ValueError("request_id: is needed to follow the answer")
@@ -45,7 +108,9 @@ async def follow(
         subscriptions.append(await nc.subscribe(family.stream_subject(request.request_id), cb=on_event))
     nc.on_reconnect.append(on_reconnect)
     try:
-        await api.publish(subject, encode(request), {MSG_ID: request.request_id, **(headers or {})})
+        sequence = await publish(api, subject, request, headers)
+        if on_stored is not None:
+            on_stored(sequence)
         response: R | None = None
         seq, ended = 0, not streaming
         while response is None or not ended:

@@ -1,9 +1,12 @@
-"""MessagePack ↔ model."""
+"""MessagePack ↔ model, and JSON ↔ model where a person asks."""
 
+import base64
+import json
 from typing import Any, TypeVar
 
 import msgpack
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from handler_core.contract.base import Message
 from handler_core.errors import InvalidRequest
@@ -28,6 +31,40 @@ def encode(message: Message) -> bytes:
     """A model as a MessagePack map; fields that are None are left out, and half a surrogate pair becomes `?`."""
     body = message.__pydantic_serializer__.to_python(message, exclude_none=True)
     return bytes(_packer.pack(body))
+
+
+def encode_json(message: Message) -> bytes:
+    """A model as a JSON object in UTF-8; bytes become base64 (RFC 4648, section 4), and the rest is as in `encode`."""
+    body = message.__pydantic_serializer__.to_python(message, exclude_none=True)
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_base64)
+    return text.encode("utf-8", "replace")
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a body is meant as JSON: it is empty or begins with an ASCII character, as no MessagePack map does."""
+    return not data or data[0] < 0x80
+
+
+def unpack_either(data: bytes) -> tuple[dict[str, Any], bool]:
+    """A MessagePack map or a JSON object as a dict, nothing validated yet, and whether it is JSON.
+
+    An empty body is an empty JSON object. Of a repeated key the last counts.
+
+    Raises:
+        InvalidRequest: neither of the two, or as `unpack`; with JSON it says where. NaN and infinities are not JSON.
+    """
+    if not is_text(data):
+        return unpack(data), False
+    if not data.strip():
+        return {}, True
+    try:
+        body = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        kind = "JSON" if data.lstrip()[:1] in (b"{", b"[") else "a JSON object or a MessagePack map"
+        raise InvalidRequest(f"body: is not {kind} ({_reason(error)})", stage="decode") from None
+    if type(body) is not dict:
+        raise InvalidRequest(f"body: has to be an object, is {_JSON_KINDS[type(body)]}", stage="decode")
+    return body, True
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -74,6 +111,14 @@ def decode(data: bytes, model: type[M]) -> M:
     return validate(unpack(data), model)
 
 
+def _base64(value: Any) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+_JSON_KINDS = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean",
+               type(None): "null"}  # fmt: skip
 _KINDS = {list: "an array", str: "a string", bytes: "binary", int: "an integer", float: "a float", bool: "a boolean",
           type(None): "nil", _Extension: "an extension type"}  # fmt: skip
 

@@ -8,10 +8,11 @@ from handler_core.codec import encode
 from handler_core.connection import Connection, trace_block
 from handler_core.contract.base import Message
 from handler_core.deadline import Deadline
-from handler_core.delivery import Delivery
+from handler_core.delivery import Incoming
 from handler_core.jetstream import Api
 from handler_core.telemetry import carried, carried_state, made, trace_id
 from handler_core.timings import Timings
+from handler_core.tracing import active
 
 C = TypeVar("C")
 
@@ -25,15 +26,15 @@ class Context(Generic[C]):
     lost turn and `handler_timeout` all arrive as exceptions at its next `await`.
     """
 
-    __slots__ = ("_headers", "_log", "_nc", "_timings", "_trace", "clients", "deadline", "delivery", "request_id")
+    __slots__ = ("_headers", "_log", "_nc", "_timings", "_trace", "clients", "deadline", "message", "request_id")
 
     def __init__(
-        self, nc: Connection, clients: C, delivery: Delivery, request_id: str, deadline: Deadline | None = None
+        self, nc: Connection, clients: C, message: Incoming, request_id: str, deadline: Deadline | None = None
     ) -> None:
         self.clients = clients
         """What the service's lifespan built."""
-        self.delivery = delivery
-        """The message as it arrived: subject, headers, sequence, attempt."""
+        self.message = message
+        """The message as it arrived: subject, headers, attempt."""
         self.request_id = request_id
         self.deadline = deadline or Deadline.never()
         """When the answer is of no more use; hand it to every client call."""
@@ -46,20 +47,28 @@ class Context(Generic[C]):
     @property
     def attempt(self) -> int:
         """How many times the message has been delivered, from 1."""
-        return self.delivery.attempt
+        return self.message.attempt
 
     @property
     def traceparent(self) -> str:
-        """The W3C trace context of the request, or one of its own when it came without."""
+        """The W3C trace context of what is done now: the running span's, or else the request's, or one of its own
+        when it came without."""
+        if (span := active.get()) is not None:
+            return span.traceparent
         if not self._trace:
-            self._trace = carried(self.delivery.header(b"traceparent")) or made(self.delivery.identity)
+            self._trace = carried(self.message.header(b"traceparent")) or made(self.message.identity)
         return self._trace
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that this message belongs to, 32 hexadecimal digits."""
+        return trace_id(self.traceparent)
 
     @property
     def trace_headers(self) -> dict[str, str]:
         """The headers that carry the trace on, to upstreams and in messages."""
         headers = {"traceparent": self.traceparent}
-        if state := carried_state(self.delivery.header(b"tracestate")):
+        if state := carried_state(self.message.header(b"tracestate")):
             headers["tracestate"] = state
         return headers
 
@@ -74,7 +83,7 @@ class Context(Generic[C]):
     def log(self) -> "structlog.stdlib.BoundLogger":
         """A logger whose lines carry the request's and the trace's id."""
         if self._log is None:
-            self._log = _log.bind(request_id=self.request_id, trace_id=trace_id(self.traceparent))
+            self._log = _log.bind(request_id=self.request_id, trace_id=self.trace_id)
         return self._log
 
     async def store(self, subject: str, message: Message) -> int:
@@ -96,6 +105,7 @@ class Context(Generic[C]):
         """
         if not self._headers:
             self._headers = trace_block(**self.trace_headers)
-        self._nc.send(subject, encode(message), headers=self._headers)
+        headers = self._headers if active.get() is None else trace_block(**self.trace_headers)
+        self._nc.send(subject, encode(message), headers=headers)
         if self._nc.congested:
             await self._nc.drained()

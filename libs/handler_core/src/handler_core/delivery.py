@@ -18,18 +18,54 @@ def _needles(name: bytes) -> tuple[bytes, bytes]:
     return b"\r\n%b:" % name, b"\r\n%b:" % name.capitalize()
 
 
-class Delivery:
-    """A pulled message. Its reply subject holds the metadata (ADR-15), read only when asked for."""
+class Incoming:
+    """A message as a handler sees it, whether from a stream or as a request that waits for its reply."""
 
-    __slots__ = ("_nc", "_tokens", "data", "raw_headers", "reply", "settled", "started", "subject", "timeouts")
+    __slots__ = ("data", "raw_headers", "subject")
 
-    def __init__(self, nc: Connection, subject: bytes, reply: bytes, data: bytes, raw_headers: bytes | None) -> None:
-        self._nc = nc
-        self._tokens: list[bytes] | None = None
-        self.subject = subject.decode("utf-8", "replace")
-        self.reply = reply
+    attempt: int
+    """How many times it has been delivered, from 1."""
+    identity: str
+    """What names this message, at every delivery."""
+    timestamp: float
+    """When it was stored, or arrived, in Unix seconds."""
+
+    def __init__(self, subject: str, data: bytes, raw_headers: bytes | None) -> None:
+        self.subject = subject
         self.data = data
         self.raw_headers = raw_headers
+
+    @property
+    def token(self) -> str:
+        """A request id for a message that names none: the same at every delivery."""
+        return self.identity
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return parse_headers(self.raw_headers)
+
+    def header(self, name: bytes) -> str | None:
+        """One header's value without parsing the others; `name` in lower case, or with a capital as Go writes it."""
+        raw = self.raw_headers
+        if raw is None:
+            return None
+        lower, capital = _needles(name)
+        if (start := raw.find(lower)) < 0 and (start := raw.find(capital)) < 0:
+            return None
+        start += len(name) + 3
+        return raw[start : raw.find(b"\r\n", start)].strip().decode("utf-8", "replace")
+
+
+class Delivery(Incoming):
+    """A pulled message. Its reply subject holds the metadata (ADR-15), read only when asked for."""
+
+    __slots__ = ("_nc", "_tokens", "reply", "settled", "started", "timeouts")
+
+    def __init__(self, nc: Connection, subject: bytes, reply: bytes, data: bytes, raw_headers: bytes | None) -> None:
+        super().__init__(subject.decode("utf-8", "replace"), data, raw_headers)
+        self._nc = nc
+        self._tokens: list[bytes] | None = None
+        self.reply = reply
         self.started = 0.0
         """When its handler started, on the monotonic clock."""
         self.settled = ""
@@ -54,8 +90,7 @@ class Delivery:
         return self._token(1).decode()
 
     @property
-    def attempt(self) -> int:
-        """How many times it has been delivered, from 1."""
+    def attempt(self) -> int:  # type: ignore[override]
         return int(self._token(2))
 
     @property
@@ -64,34 +99,22 @@ class Delivery:
         return int(self._token(3))
 
     @property
-    def timestamp(self) -> float:
-        """When the stream stored it, in Unix seconds."""
+    def timestamp(self) -> float:  # type: ignore[override]
         return int(self._token(5)) / 1e9
 
     @property
-    def identity(self) -> str:
-        """What names this message at every delivery, and no other one, even of a stream made anew."""
+    def identity(self) -> str:  # type: ignore[override]
+        """What names this message and no other one, even of a stream made anew."""
         return b":".join((self._token(0), self._token(3), self._token(5))).decode()
+
+    @property
+    def token(self) -> str:
+        return f"{self.sequence}-{self.timestamp * 1e6:.0f}"
 
     @property
     def pending(self) -> int:
         """How many messages stood behind it when it was delivered."""
         return int(self._token(6))
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return parse_headers(self.raw_headers)
-
-    def header(self, name: bytes) -> str | None:
-        """One header's value without parsing the others; `name` in lower case, or with a capital as Go writes it."""
-        raw = self.raw_headers
-        if raw is None:
-            return None
-        lower, capital = _needles(name)
-        if (start := raw.find(lower)) < 0 and (start := raw.find(capital)) < 0:
-            return None
-        start += len(name) + 3
-        return raw[start : raw.find(b"\r\n", start)].strip().decode("utf-8", "replace")
 
     def ack(self) -> None:
         """Done: never deliver it again."""

@@ -13,6 +13,8 @@ class Limits:
 
     max_in_flight: int = 64
     """Handlers running at once."""
+    max_per_user: int = 0
+    """Turns of one user at once, in this worker; 0 for no limit. Turns that name no user are not limited."""
     prefetch: int = 0
     """Messages buffered beyond those; 0 for slow work, large for light work."""
     handler_timeout: float = 300.0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from handler_core.clients.llm import PromptMessage
 from handler_core.contract.chat import Source
+from handler_core.contract.session import SessionTurn
 
 SYSTEM = """\
 You answer questions from the numbered passages below. Put the number of the passage that a statement rests on in \
@@ -29,6 +30,23 @@ def tokens(text: str) -> int:
     return int(len(text.encode()) / _BYTES_PER_TOKEN) + 1 if text else 0
 
 
+def recent(turns: Sequence[SessionTurn], budget: int) -> list[SessionTurn]:
+    """The last turns that have `budget` tokens together at most, in their order; the oldest of them is cut if enough
+    of it fits."""
+    kept: list[SessionTurn] = []
+    for turn in reversed(turns):
+        left = budget - tokens(turn.query)
+        size = tokens(turn.response)
+        if left < min(size, _SMALLEST_PASSAGE):
+            break
+        if size > left:
+            kept.append(turn.model_copy(update={"response": _cut(turn.response, left)}))
+            break
+        kept.append(turn)
+        budget = left - size
+    return kept[::-1]
+
+
 def fit(question: str, sources: Sequence[Source], budget: int, system: str | None = None) -> list[Source]:
     """The first sources with which the prompt has `budget` tokens at most; the one at the border is cut if enough of
     it fits.
@@ -43,24 +61,36 @@ def fit(question: str, sources: Sequence[Source], budget: int, system: str | Non
             break
         size = tokens(source.text)
         if size > left:
-            text = source.text.encode()[: int((left - 1) * _BYTES_PER_TOKEN)].decode(errors="ignore")
-            kept.append(source.model_copy(update={"text": text}))
+            kept.append(source.model_copy(update={"text": _cut(source.text, left)}))
             break
         kept.append(source)
         left -= size
     return kept
 
 
-def messages(question: str, sources: Sequence[Source], system: str | None = None) -> list[PromptMessage]:
-    """The messages for the LLM: instructions and passages as `[n] title`, then the question.
+def _cut(text: str, budget: int) -> str:
+    """As much of the text as has `budget` tokens."""
+    return text.encode()[: int((budget - 1) * _BYTES_PER_TOKEN)].decode(errors="ignore")
+
+
+def messages(
+    question: str, sources: Sequence[Source], system: str | None = None, history: Sequence[SessionTurn] = ()
+) -> list[PromptMessage]:
+    """The messages for the LLM: instructions and passages as `[n] title`, what was said before, then the question.
 
     Args:
         system: replaces the instructions; the passages follow it all the same.
+        history: earlier turns of the session, the oldest first.
     """
     content = system or (SYSTEM if sources else SYSTEM_ALONE)
     if sources:
         content += _PASSAGES + "".join(_passage(n, source, source.text) for n, source in enumerate(sources, 1))
-    return [PromptMessage("system", content), PromptMessage("user", question)]
+    said = [
+        message
+        for turn in history
+        for message in (PromptMessage("user", turn.query), PromptMessage("assistant", turn.response))
+    ]
+    return [PromptMessage("system", content), *said, PromptMessage("user", question)]
 
 
 def _passage(number: int, source: Source, text: str) -> str:

@@ -19,8 +19,9 @@ from handler_core.clients.embeddings import Embeddings
 from handler_core.clients.llm import LLM
 from handler_core.clients.reranker import Reranker
 from handler_core.contract.chat import ChatRequest, ChatResponse, FilterTerm, Source, Usage
+from handler_core.contract.session import SessionTurn
 from handler_core.deadline import Deadline
-from handler_core.errors import DownstreamUnavailable, Internal, NotFound
+from handler_core.errors import DownstreamUnavailable, Internal, InvalidRequest, NotFound
 from handler_core.timings import Timings
 from handler_core.vectors import Hit
 
@@ -52,6 +53,7 @@ class Rag:
         premium: answers requests that ask for it; `llm` does where there is none.
         reranker: without one, sources keep the search's order.
         collection: searched when a request names none.
+        allowed: collections that a request may name besides, `{user}` standing for its user; any when empty.
         prompt_tokens: budget of the prompt, instructions and question included.
     """
 
@@ -61,28 +63,39 @@ class Rag:
     reranker: Reranker | None = None
     premium: LLM | None = None
     collection: str = "documents"
+    allowed: frozenset[str] = frozenset()
     prompt_tokens: int = 6000
 
 
 async def answer(
-    rag: Rag, request: ChatRequest, *, deadline: Deadline | None = None, timings: Timings | None = None
+    rag: Rag,
+    request: ChatRequest,
+    *,
+    history: Sequence[SessionTurn] = (),
+    deadline: Deadline | None = None,
+    timings: Timings | None = None,
 ) -> AsyncGenerator[str | ChatResponse, None]:
     """Answer a question: yields text as the LLM writes it, then the whole response.
+
+    Args:
+        history: what was said before in the session, the oldest first; it takes its room from the passages'.
 
     Raises:
         DownstreamUnavailable: the LLM cannot be reached or broke off before it said anything.
         DeadlineExceeded: the time was up.
         NotFound, Internal: the collection that the request names does not exist, or cannot be searched.
-        InvalidRequest: the filter cannot be expressed.
+        InvalidRequest: the filter cannot be expressed, or the collection is not one that the user may name.
     """
+    check_collection(rag, request)
     deadline, timings = deadline or Deadline.never(), timings or Timings()
     degraded: list[str] = []
     sources: list[Source] = []
     if request.enable_rag:
         sources = await retrieve(rag, request, deadline, timings, degraded)
         sources = await rerank(rag, request, sources, deadline, timings, degraded)
-    sources = prompt.fit(request.query, sources, rag.prompt_tokens, request.system_prompt)
-    messages = prompt.messages(request.query, sources, request.system_prompt)
+    said = sum(prompt.tokens(turn.query) + prompt.tokens(turn.response) for turn in history)
+    sources = prompt.fit(request.query, sources, rag.prompt_tokens - said, request.system_prompt)
+    messages = prompt.messages(request.query, sources, request.system_prompt, history)
 
     text, last, said = CitedText(), Delta(), False
     llm = rag.premium if request.premium and rag.premium is not None else rag.llm
@@ -124,6 +137,15 @@ async def answer(
         degraded=degraded,
         timings=timings.as_dict(),
     )
+
+
+def check_collection(rag: Rag, request: ChatRequest) -> None:
+    """Raise `InvalidRequest` unless the request's user may search the collection that it names."""
+    named = request.collection
+    if named is None or not rag.allowed or named == rag.collection or named in rag.allowed:
+        return
+    if request.user_id is None or named not in {name.replace("{user}", request.user_id) for name in rag.allowed}:
+        raise InvalidRequest(f"collection: {named} is none of those that may be searched", stage="decode")
 
 
 async def retrieve(

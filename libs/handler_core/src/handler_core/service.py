@@ -1,4 +1,4 @@
-"""A service: settings, a lifespan, and consumers bound to typed handlers.
+"""A service: settings, a lifespan, and consumers and endpoints bound to typed handlers.
 
 service = Service("chat_handler", Settings)
 
@@ -7,6 +7,7 @@ async def clients(settings: Settings, runtime: Runtime) -> AsyncIterator[Clients
     async with new_session() as session:
         yield Clients(session, …)
 
+@service.replies("ask", "ai.chat.ask", ChatResponse)
 @service.answers(streams.CHAT_HANDLER, CHAT)
 async def chat(request: ChatRequest, ctx: Context[Clients]) -> AsyncIterator[str | ChatResponse]:
     yield "Hello"
@@ -25,23 +26,28 @@ import sys
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
 from handler_core import codec, logs
+from handler_core.cancel import Cancellations
 from handler_core.config import ServiceSettings, load_or_exit, printable
 from handler_core.connection import Connection, connect
 from handler_core.consumer import PullConsumer
 from handler_core.context import Context
-from handler_core.contract.answer import Family
+from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Message, Request
 from handler_core.delivery import Delivery
+from handler_core.fairness import Fairness
+from handler_core.generation import Generation
 from handler_core.health import Check, Health
 from handler_core.limits import Limits
+from handler_core.messaging import served, traced
 from handler_core.streams import Consumer
 from handler_core.tasks import background, loop_factory
 from handler_core.telemetry import Metrics, current
+from handler_core.tracing import Tracer
 from handler_core.turn import Turn
 from handler_core.workers import Process, Refuse
 
@@ -62,11 +68,34 @@ class Runtime:
     nc: Connection
     metrics: Metrics
     health: Health
+    tracer: Tracer | None = None
+    """Where spans go; None when nothing is exported."""
+    cancellations: Cancellations = field(init=False)
+    fairness: Fairness = field(init=False, default_factory=Fairness)
+
+    def __post_init__(self) -> None:
+        self.cancellations = Cancellations(self.nc)
+
+
+class Runner(Protocol):
+    """What serves: a consumer, or the endpoints together."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def problem(self) -> str:
+        """Why it does not serve; empty when it does."""
+
+    async def run(self) -> None:
+        """Serve until `stop`, then finish what runs."""
+
+    def stop(self) -> None: ...
 
 
 Lifespan = Callable[[S, Runtime], AsyncIterator[Any]]
 LimitsFor = Callable[[S], Limits]
-_Bind = Callable[[Connection, Any, Limits], tuple[Process, Refuse | None]]
+_Bind = Callable[[Runtime, Any, Limits], tuple[Process, Refuse | None]]
 
 
 @dataclass
@@ -74,6 +103,16 @@ class _Binding(Generic[S]):
     consumer: Consumer
     limits: LimitsFor[S]
     bind: _Bind
+
+
+@dataclass
+class _Endpoint(Generic[S]):
+    name: str
+    subjects: tuple[str, ...]
+    request: type[Request]
+    response: type[Response]
+    limits: LimitsFor[S]
+    handler: Callable[..., Any]
 
 
 @dataclass
@@ -87,6 +126,10 @@ class Service(Generic[S]):
 
     name: str
     settings: type[S]
+    version: str = "0.1.0"
+    description: str = ""
+    """What `nats micro info` and other tools show."""
+    _endpoints: list[_Endpoint[S]] = field(default_factory=list, init=False)
     _bindings: list[_Binding[S]] = field(default_factory=list, init=False)
     _lifespan: Lifespan[S] | None = field(default=None, init=False)
 
@@ -108,8 +151,8 @@ class Service(Generic[S]):
         def bind(handler: H) -> H:
             model = _first_annotation(handler, Message)
 
-            def make(nc: Connection, clients: Any, _: Limits) -> tuple[Process, None]:
-                return _typed(nc, clients, model, handler), None
+            def make(runtime: Runtime, clients: Any, _: Limits) -> tuple[Process, None]:
+                return _typed(runtime.nc, clients, model, handler), None
 
             self._bindings.append(_Binding(consumer, limits or (lambda _: Limits()), make))
             return handler
@@ -117,16 +160,36 @@ class Service(Generic[S]):
         return bind
 
     def answers(self, consumer: Consumer, family: Family[Any], limits: LimitsFor[S] | None = None) -> Callable[[H], H]:
-        """Bind a handler that answers a family's requests; see `turn.TurnHandler` for its two forms."""
+        """Bind a handler that answers a family's requests; see `generation.TurnHandler` for its two forms."""
 
         def bind(handler: H) -> H:
             model = _first_annotation(handler, Request)
 
-            def make(nc: Connection, clients: Any, limits: Limits) -> tuple[Process, Refuse]:
-                turn = Turn(nc, clients, family, model, handler, limits)
+            def make(runtime: Runtime, clients: Any, limits: Limits) -> tuple[Process, Refuse]:
+                generation = Generation(runtime.nc, clients, model, handler)
+                turn = Turn(runtime.nc, family, generation, limits, runtime.cancellations, runtime.fairness)
                 return turn.process, turn.refuse
 
             self._bindings.append(_Binding(consumer, limits or (lambda _: Limits()), make))
+            return handler
+
+        return bind
+
+    def replies(
+        self, name: str, *subjects: str, response: type[Response], limits: LimitsFor[S] | None = None
+    ) -> Callable[[H], H]:
+        """Bind a handler, of the same two forms, to request/reply: core NATS, one whole response for each request.
+
+        Args:
+            name: the endpoint's, in `nats micro info` and the metrics.
+            subjects: at least one; `{user}` stands for the user that a subject `ai.{family}.user.{user}.…` names.
+            response: what the handler returns, and what an error is sent as.
+            limits: `max_in_flight`, `handler_timeout` and `max_per_user` count.
+        """
+
+        def bind(handler: H) -> H:
+            model = _first_annotation(handler, Request)
+            self._endpoints.append(_Endpoint(name, subjects, model, response, limits or (lambda _: Limits()), handler))
             return handler
 
         return bind
@@ -189,12 +252,14 @@ class Service(Generic[S]):
                     runtime, clients = await self._build(stack, settings, health, metrics, lost)
             except _Stopped:
                 return
-            consumers = [self._consumer(binding, runtime, clients, settings) for binding in self._bindings]
+            runners = self._runners(runtime, clients, settings)
+            for name, runner in runners.items():
+                health.ready[name] = _problem(runner)
             del health.ready["service"]
-            log.info("service_started", health_port=port, consumers=[c.name for c in consumers])
+            log.info("service_started", health_port=port, serves=list(runners))
             if started is not None:
                 started.set_result(runtime)
-            await self._serve(consumers, health, settings, stop, lost)
+            await self._serve(runners, runtime, settings, stop, lost)
             if lost.is_set() and not stop.is_set():
                 raise ConnectionLost("NATS closed the connection")
         log.info("service_stopped")
@@ -202,44 +267,85 @@ class Service(Generic[S]):
     async def _build(
         self, stack: contextlib.AsyncExitStack, settings: S, health: Health, metrics: Metrics, lost: asyncio.Event
     ) -> tuple[Runtime, Any]:
-        """Connect and run the lifespan's first half; `stack` closes both in the opposite order."""
+        """Connect and run the lifespan's first half; `stack` closes all in the opposite order."""
+        tracer = None
+        if settings.telemetry_on:
+            from handler_core.otlp import exporting  # imports OpenTelemetry
+
+            tracer = (await stack.enter_async_context(exporting(settings, self.name, metrics))).tracer
         health.ready["nats"] = lambda: "not connected"
         nc = await connect(settings, self.name, on_closed=lost.set)
         stack.push_async_callback(_close, nc)
         health.ready["nats"] = lambda: "" if nc.is_connected else "not connected"
         health.alive["nats"] = lambda: "closed" if nc.is_closed else ""
-        runtime = Runtime(nc, metrics, health)
+        runtime = Runtime(nc, metrics, health, tracer)
         if self._lifespan is None:
             return runtime, None
         lifespan = contextlib.asynccontextmanager(self._lifespan)(settings, runtime)
         return runtime, await stack.enter_async_context(lifespan)
 
+    def _runners(self, runtime: Runtime, clients: Any, settings: S) -> dict[str, Runner]:
+        """What serves, by the name of its health check."""
+        runners: dict[str, Runner] = {}
+        for binding in self._bindings:
+            consumer = self._consumer(binding, runtime, clients, settings)
+            runners[f"consumer {consumer.name}"] = consumer
+        if self._endpoints:
+            runners["endpoints"] = self._requests(runtime, clients, settings)
+        return runners
+
     def _consumer(self, binding: _Binding[S], runtime: Runtime, clients: Any, settings: S) -> PullConsumer:
         limits = binding.limits(settings)
-        process, refuse = binding.bind(runtime.nc, clients, limits)
-        consumer = PullConsumer(runtime.nc, binding.consumer, process, limits, refuse=refuse, metrics=runtime.metrics)
-        runtime.health.ready[f"consumer {consumer.name}"] = lambda: consumer.problem
-        return consumer
+        process, refuse = binding.bind(runtime, clients, limits)
+        if runtime.tracer is not None:
+            process = traced(runtime.tracer, binding.consumer, process)
+        return PullConsumer(runtime.nc, binding.consumer, process, limits, refuse=refuse, metrics=runtime.metrics)
+
+    def _requests(self, runtime: Runtime, clients: Any, settings: S) -> Runner:
+        from handler_core.endpoint import EndpointConfig, Endpoints
+        from handler_core.reply import Reply
+
+        endpoints = Endpoints(
+            runtime.nc, self.name, version=self.version, description=self.description, metrics=runtime.metrics
+        )
+        for endpoint in self._endpoints:
+            limits = endpoint.limits(settings)
+            generation: Generation[Any, Any, Any] = Generation(runtime.nc, clients, endpoint.request, endpoint.handler)
+            reply = Reply(endpoint.response, generation, limits, runtime.cancellations, runtime.fairness)
+            process = reply.process if runtime.tracer is None else served(runtime.tracer, reply.process)
+            for subject in endpoint.subjects:
+                config = EndpointConfig(
+                    f"{endpoint.name}-user" if "{user}" in subject else endpoint.name,
+                    subject.replace("{user}", "*"),
+                    endpoint.request,
+                    endpoint.response,
+                    max_in_flight=limits.max_in_flight,
+                    handler_timeout=limits.handler_timeout,
+                )
+                endpoints.add(config, process)
+        return endpoints
 
     async def _serve(
-        self, consumers: list[PullConsumer], health: Health, settings: S, stop: asyncio.Event, lost: asyncio.Event
+        self, named: dict[str, Runner], runtime: Runtime, settings: S, stop: asyncio.Event, lost: asyncio.Event
     ) -> None:
+        health, runners = runtime.health, list(named.values())
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(consumer.run()) for consumer in consumers]
-            for consumer, task in zip(consumers, running, strict=True):
-                health.alive[f"consumer {consumer.name}"] = _runs(task)
+            listening = tasks.create_task(runtime.cancellations.run())
+            running = [tasks.create_task(runner.run()) for runner in runners]
+            for name, task in zip(named, running, strict=True):
+                health.alive[name] = _runs(task)
             ends = [tasks.create_task(event.wait()) for event in (stop, lost)]
             await asyncio.wait([*ends, *running], return_when=asyncio.FIRST_COMPLETED)
             health.ready["draining"] = lambda: "stopping"
-            in_flight = sum(consumer.in_flight for consumer in consumers)
+            in_flight = sum(runner.in_flight for runner in runners)
             log.info("service_draining", in_flight=in_flight, limit=settings.drain_timeout)
-            for consumer in consumers:
-                consumer.stop()
+            for runner in runners:
+                runner.stop()
             if running:
                 _, late = await asyncio.wait(running, timeout=settings.drain_timeout if not lost.is_set() else 0)
                 if late:
-                    log.warning("drain_cut_short", in_flight=sum(consumer.in_flight for consumer in consumers))
-            for unfinished in (*ends, *running):
+                    log.warning("drain_cut_short", in_flight=sum(runner.in_flight for runner in runners))
+            for unfinished in (*ends, *running, listening):
                 unfinished.cancel()
 
 
@@ -263,6 +369,10 @@ def _first_annotation(handler: Callable[..., Any], base: type[Message]) -> type[
     if not (isinstance(first, type) and issubclass(first, base)):
         raise TypeError(f"{handler.__name__}: its first parameter has to be annotated with a {base.__name__} model")
     return first
+
+
+def _problem(runner: Runner) -> Check:
+    return lambda: runner.problem
 
 
 def _runs(task: asyncio.Task[None]) -> Check:

@@ -199,7 +199,9 @@ class Workers:
         error: HandlerError
         current.set(None)
         try:
-            if delivery.attempt > self._limits.max_deliveries:
+            if (attempt := delivery.attempt) > 1:
+                self._counts.redelivered.value += 1
+            if attempt > self._limits.max_deliveries:
                 raise Internal(f"given up after {self._limits.max_deliveries} deliveries", stage="max_deliveries")
             await self._process(delivery)
         except Abandoned as abandoned:
@@ -264,6 +266,9 @@ class Counts:
         settled = ("handler_messages_settled_total", "Messages settled, by outcome.")
         received = ("handler_messages_received_total", "Messages delivered to this worker.")
         self.received = metrics.counter(*received, **labels)
+        self.redelivered = metrics.counter(
+            "handler_redeliveries_total", "Messages that had been delivered before.", **labels
+        )
         self.acked = metrics.counter(*settled, **labels, outcome="ack")
         self.retried = metrics.counter(*settled, **labels, outcome="nak")
         self.dead = metrics.counter(*settled, **labels, outcome="dead_letter")

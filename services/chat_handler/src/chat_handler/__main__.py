@@ -1,4 +1,8 @@
-from chat_handler.service import service
+from handler_core import lazy
+
+lazy.switch_on()
+
+from chat_handler.service import service  # noqa: E402 - lazily, where Python can
 
 if __name__ == "__main__":
     service.main()

@@ -1,6 +1,7 @@
 """One connection to Milvus, with time limits, and errors in the library's own terms."""
 
 import asyncio
+import importlib
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ SETUP_TIMEOUT = 60.0
 _COLLECTION_NOT_FOUND = {100, 4}
 _NOT_LOADED = 101
 _REFUSED = {1100, 6}  # an argument it does not accept
+_SEARCHING = {"get_server_version", "describe_collection", "load_collection", "search"}
 _REFUSED_BY_PYMILVUS = {"ParamError", "DataNotMatchException", "ConnectionConfigException"}
 
 
@@ -23,7 +25,9 @@ class _NotLoaded(DownstreamUnavailable):
 
 
 class Connection:
-    """Calls the methods of pymilvus's asyncio client, which is made at the first call and made again after `close`.
+    """Calls the methods of `Searcher`, and those it lacks of pymilvus's asyncio client, which only ingestion needs.
+
+    Both are made at the first call and made again after `close`.
 
     Args:
         uri: `http://host:19530`; `https` for TLS.
@@ -33,12 +37,14 @@ class Connection:
 
     def __init__(self, uri: str, *, token: str | None, timeout: float) -> None:
         parts = urlsplit(uri)
-        self.address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 19530)}"
+        self._secure = parts.scheme == "https"
+        self.address = f"{parts.hostname}:{parts.port or (443 if self._secure else 19530)}"
         self._uri = uri
         self._token = token
         self._timeout = timeout
         self._driver: Any = None
         self._client: Any = None
+        self._searcher: Any = None
         self._connecting = asyncio.Lock()
 
     async def driver(self) -> Any:
@@ -52,9 +58,10 @@ class Connection:
         return self._driver
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        open_ones = [one for one in (self._client, self._searcher) if one is not None]
+        self._client = self._searcher = None
+        for one in open_ones:
+            await one.close()
 
     async def call(
         self,
@@ -81,13 +88,12 @@ class Connection:
             return await self._attempt(method, *arguments, deadline=deadline, at_most=at_most, **options)
 
     async def _attempt(self, method: str, *arguments: Any, deadline: Deadline, at_most: float, **options: Any) -> Any:
-        await self.driver()
         timeout = deadline.timeout(at_most)
         failure: HandlerError
         cause: Exception
         try:
             async with asyncio.timeout(timeout):  # pymilvus's own limit leaves out connecting again
-                client = await self._connected()
+                client = await self._connected(method)
                 return await getattr(client, method)(*arguments, timeout=timeout, **options)
         except TimeoutError as error:
             failure = DownstreamUnavailable(f"Milvus at {self.address} did not answer within {timeout:.3g} s")
@@ -98,16 +104,22 @@ class Connection:
             raise DeadlineExceeded("the deadline passed before the vector store answered") from cause
         raise failure from cause
 
-    async def _connected(self) -> Any:
+    async def _connected(self, method: str) -> Any:
+        """The client that has `method`."""
         async with self._connecting:
+            if method in _SEARCHING:
+                if self._searcher is None or self._searcher.broken:
+                    searcher, messages = await asyncio.to_thread(_load_searcher)
+                    self._searcher = searcher.Searcher(messages, self.address, secure=self._secure, token=self._token)
+                return self._searcher
             if self._client is None:
-                client = self._driver.AsyncMilvusClient(
+                pymilvus = await self.driver()
+                client = pymilvus.AsyncMilvusClient(
                     uri=self._uri,
                     token=self._token or "",
                     timeout=self._timeout,
                     dedicated=True,  # one shared through pymilvus's registry would outlive `close`
-                    # Connecting again then starts at once, not after the growing pause that gRPC's channels share.
-                    grpc_options={"grpc.use_local_subchannel_pool": 1},
+                    grpc_options={"grpc.use_local_subchannel_pool": 1},  # as in `searcher`
                 )
                 self._client = await client.__aenter__()
             return self._client
@@ -123,3 +135,8 @@ class Connection:
             return _NotLoaded(message)
         refused = code in _REFUSED or type(error).__name__ in _REFUSED_BY_PYMILVUS
         return DownstreamUnavailable(f"Milvus at {self.address}: {message}", retryable=not refused)
+
+
+def _load_searcher() -> tuple[Any, Any]:
+    """The module `searcher` and the messages it sends; slow at first, as gRPC is."""
+    return importlib.import_module("handler_core.vectors.searcher"), driver.messages()

@@ -1,21 +1,56 @@
-"""pymilvus, imported for what is used of it: its asyncio client."""
+"""pymilvus, imported for what is used of it: the messages it generated, and for ingestion its asyncio client."""
 
 import contextlib
 import importlib
 import importlib.util
 import logging
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
 
+MESSAGES = "pymilvus.grpc_gen.milvus_pb2"
 MISSING = "the vector store needs pymilvus: install handler-core[vectors]"
+
+_importing = threading.Lock()
+
+
+class Refused(Exception):
+    """Milvus answered a call of `Searcher` with an error."""
+
+    def __init__(self, status: Any) -> None:
+        super().__init__(status.reason)
+        self.code: int = status.code
+        self.compatible_code: int = status.error_code
+        self.message: str = status.reason
 
 
 def require() -> None:
     """Raise ImportError unless pymilvus is installed, without importing it."""
     if importlib.util.find_spec("pymilvus") is None:
         raise ImportError(MISSING)
+
+
+def messages() -> Any:
+    """The module `pymilvus.grpc_gen.milvus_pb2`, without all that `import pymilvus` brings; call it in a thread.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    with _importing:
+        if "pymilvus" in sys.modules:
+            return importlib.import_module(MESSAGES)
+        found = importlib.util.find_spec("pymilvus")
+        if found is None:
+            raise ImportError(MISSING)
+        package = types.ModuleType("pymilvus")
+        package.__path__ = list(found.submodule_search_locations or ())
+        sys.modules["pymilvus"] = package
+        try:
+            return importlib.import_module(MESSAGES)
+        finally:
+            del sys.modules["pymilvus"]  # whoever imports it then gets it whole
 
 
 def load() -> Any:
@@ -25,7 +60,7 @@ def load() -> Any:
         ImportError: it is not installed.
     """
     try:
-        with _without_pandas():
+        with _importing, _without_pandas():
             driver = importlib.import_module("pymilvus")
     except ModuleNotFoundError as error:
         raise ImportError(MISSING) from error
@@ -36,8 +71,11 @@ def load() -> Any:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What the client raises; looked up when something is raised, so after the driver was imported."""
-    return (importlib.import_module("pymilvus.exceptions").MilvusException, importlib.import_module("grpc").RpcError)
+    """What the clients raise; looked up when something is raised, so after they were imported."""
+    own = (Refused, importlib.import_module("grpc").RpcError)
+    if "pymilvus" not in sys.modules:
+        return own
+    return (*own, importlib.import_module("pymilvus.exceptions").MilvusException)
 
 
 class _StandIn(types.ModuleType):

@@ -8,7 +8,10 @@ from handler_core.contract.chat import FilterTerm
 from handler_core.errors import Internal, InvalidRequest
 from handler_core.filters import expression
 
-_SCALARS = {"BOOL", "INT8", "INT16", "INT32", "INT64", "FLOAT", "DOUBLE", "VARCHAR", "ARRAY", "JSON"}
+# The numbers that Milvus's protocol has for types. Source: schema.proto of milvus-io/milvus-proto.
+_JSON = 23
+_FLOAT_VECTOR = 101
+_SCALARS = {1, 2, 3, 4, 5, 10, 11, 21, 22, _JSON}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,15 @@ class Hit:
     score: float
     """As the collection's metric gives it: cosine similarity for collections made here."""
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row that Milvus found: its key, its score, and the fields asked for."""
+
+    key: int | str
+    score: float
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,44 +89,37 @@ class Layout:
             raise InvalidRequest(f"filter: collection {self.collection} has no metadata")
         return expression(filter, field=self.filter_field)
 
-    def hit(self, found: Mapping[str, Any]) -> Hit:
-        """A result of pymilvus's search."""
-        entity = {name: _plain(value) for name, value in found["entity"].items() if name != self.id_field}
-        text = entity.pop(self.text_field, None)
-        own = entity.pop("metadata", None) if self.filter_field == "metadata" else None
-        metadata = {**entity, **own} if isinstance(own, dict) else entity
-        return Hit(
-            id=str(found[self.id_field]), text=str(text or ""), score=float(found["distance"]), metadata=metadata
-        )
+    def hit(self, found: Found) -> Hit:
+        """A result of a search, as handlers take it."""
+        fields = {name: value for name, value in found.fields.items() if name != self.id_field}
+        text = fields.pop(self.text_field, None)
+        own = fields.pop("metadata", None) if self.filter_field == "metadata" else None
+        metadata = {**fields, **own} if isinstance(own, dict) else fields
+        return Hit(id=str(found.key), text=str(text or ""), score=found.score, metadata=metadata)
 
 
-def read_layout(described: Mapping[str, Any], text_field: str) -> Layout:
-    """The layout that pymilvus's description of a collection tells.
+def read_layout(described: Any, text_field: str) -> Layout:
+    """The layout that Milvus's description of a collection, a message `DescribeCollectionResponse`, tells.
 
     Raises:
         Internal: it has no float vectors, or no `text_field`.
     """
-    collection = described["collection_name"]
-    kinds = {field["name"]: field["type"].name for field in described["fields"]}
-    dynamic = bool(described.get("enable_dynamic_field"))
-    vector = next((field for field in described["fields"] if field["type"].name == "FLOAT_VECTOR"), None)
+    collection, schema = described.collection_name, described.schema
+    kinds = {field.name: field.data_type for field in schema.fields}
+    vector = next((field for field in schema.fields if field.data_type == _FLOAT_VECTOR), None)
     if vector is None:
         raise Internal(f"collection {collection} has no field of float vectors")
-    if text_field not in kinds and not dynamic:
+    if text_field not in kinds and not schema.enable_dynamic_field:
         raise Internal(f"collection {collection} has no field {text_field}")
-    output = [name for name, kind in kinds.items() if kind in _SCALARS and name != "content_hash"]
+    dynamic = schema.enable_dynamic_field
+    output = [name for name, kind in kinds.items() if kind in _SCALARS and name not in ("content_hash", "$meta")]
     return Layout(
         collection=collection,
         names=frozenset(kinds),
-        id_field=next(field["name"] for field in described["fields"] if field.get("is_primary")),
+        id_field=next(field.name for field in schema.fields if field.is_primary_key),
         text_field=text_field,
-        vector_field=vector["name"],
-        dimension=int(vector["params"]["dim"]),
+        vector_field=vector.name,
+        dimension=next(int(pair.value) for pair in vector.type_params if pair.key == "dim"),
         output_fields=tuple([*output, "$meta"] if dynamic else output),
-        filter_field="metadata" if kinds.get("metadata") == "JSON" else "$meta" if dynamic else None,
+        filter_field="metadata" if kinds.get("metadata") == _JSON else "$meta" if dynamic else None,
     )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: the value of an array field comes as one of protobuf's sequences."""
-    return value if value is None or isinstance(value, (str, int, float, dict)) else list(value)
