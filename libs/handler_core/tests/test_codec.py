@@ -1,5 +1,6 @@
 """The codec on what peers send: round trips, and a named refusal of everything malformed."""
 
+import base64
 import json
 import math
 import tracemalloc
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from handler_core.codec import decode, encode, unpack, validate
+from handler_core.codec import decode, encode, encode_json, is_text, unpack, unpack_either, validate
 from handler_core.contract.answer import StreamEvent
+from handler_core.contract.base import Message
 from handler_core.contract.chat import MAX_VALUES, ChatRequest, ChatResponse, Citation, Source, Usage
 from handler_core.contract.control import CancelRequest
 from handler_core.contract.errors import ErrorInfo, ErrorType
@@ -342,3 +344,86 @@ def test_a_key_with_control_characters_is_shown_harmlessly() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_models_cannot_be_changed(model: type[BaseModel]) -> None:
     assert model.model_config["frozen"] is True
+
+
+# -- JSON
+
+
+@given(st.one_of(requests, responses, events))
+def test_a_model_survives_json_but_for_its_bytes(message: Message) -> None:
+    body, text = unpack_either(encode_json(message))
+    assert text
+    if (audio := body.get("audio")) is not None:
+        body["audio"] = base64.b64decode(audio, validate=True)
+    assert validate(body, type(message)) == decode(encode(message), type(message))
+
+
+@given(st.one_of(requests, responses, events))
+def test_messagepack_is_never_taken_for_json(message: Message) -> None:
+    packed = encode(message)
+    assert not is_text(packed)
+    assert unpack_either(packed) == (unpack(packed), False)
+
+
+def test_json_leaves_out_what_is_none_and_keeps_every_script() -> None:
+    message = ChatResponse(request_id="q1", response="grüße 日本 😀 \x00", audio=b"\xfb\xff")
+    body = json.loads(encode_json(message))
+    assert "error" not in body
+    assert (body["response"], body["audio"]) == (message.response, "+/8=")
+    assert "日本".encode() in encode_json(message)
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark_in_json_too() -> None:
+    assert json.loads(encode_json(ChatResponse.model_construct(response="a\ud800b")))["response"] == "a?b"
+
+
+@pytest.mark.parametrize("data", [b"", b" \r\n\t", b"{}", b" {} "])
+def test_an_empty_body_is_an_empty_object(data: bytes) -> None:
+    assert unpack_either(data) == ({}, True)
+
+
+def test_of_a_repeated_key_the_last_counts() -> None:
+    assert unpack_either(b'{"a": 1, "b": 2, "a": 3}') == ({"a": 3, "b": 2}, True)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b'{"a": 1', "body: is not JSON (EOF while parsing an object at line 1 column 7)"),
+        (b'{\n"a": 1,\n}', "body: is not JSON (trailing comma at line 3 column 1)"),
+        (b"{'a': 1}", "body: is not JSON (key must be a string at line 1 column 2)"),
+        (b'{"a": NaN}', "body: is not JSON (expected value at line 1 column 7)"),
+        (b'{"a": Infinity}', "body: is not JSON (expected value at line 1 column 7)"),
+        (b'{"a": -Infinity}', "body: is not JSON (invalid number at line 1 column 8)"),
+        (b'{"a": "\xff"}', "body: is not JSON (invalid unicode code point at line 1 column 8)"),
+        (b'{"a": "\\ud800"}', "body: is not JSON (unexpected end of hex escape at line 1 column 14)"),
+        (b'{"a":' * 100_000, "body: is not JSON (recursion limit exceeded at line 1 column 1006)"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "body: is not JSON (number out of range at line 1 column 4308)"),
+        (b"what is light?", "body: is not a JSON object or a MessagePack map (expected value at line 1 column 1)"),
+        (b"[]", "body: has to be an object, is an array"),
+        (b'"a"', "body: has to be an object, is a string"),
+        (b"7", "body: has to be an object, is a number"),
+        (b"7.5", "body: has to be an object, is a number"),
+        (b"true", "body: has to be an object, is a boolean"),
+        (b"null", "body: has to be an object, is null"),
+    ],
+    ids=lambda value: ascii(value[:12]),
+)
+def test_what_is_not_json_is_refused_and_says_where(data: bytes, problem: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        unpack_either(data)
+    assert (caught.value.message, caught.value.stage) == (problem, "decode")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_beyond_every_float_is_refused_by_its_field(number: str) -> None:
+    body, _ = unpack_either(f'{{"query": "?", "temperature": {number}, "filter": {{"a": {number}}}}}'.encode())
+    with pytest.raises(
+        InvalidRequest, match=r"filter\.a: has to be a string, a finite number .*; temperature: .* finite"
+    ):
+        validate(body, ChatRequest)
+
+
+@given(st.binary() | st.text().map(str.encode) | st.recursive(values, st.lists).map(lambda v: json.dumps(v).encode()))
+def test_any_body_is_an_object_or_refused(data: bytes) -> None:
+    assert verdict(lambda: validate(unpack_either(data)[0], ChatRequest)).isprintable()

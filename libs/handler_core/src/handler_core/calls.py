@@ -1,17 +1,23 @@
-"""Calls: requests that wait for a reply, how their errors look on the wire, and the count of them."""
+"""Calls: requests that wait for a reply, what comes of them, how that looks on the wire, and the count of them."""
 
+import asyncio
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
+
+import structlog
 
 from handler_core.codec import encode, encode_json, is_text
 from handler_core.connection import BadSubject, Connection, header_block
 from handler_core.contract.answer import Response
 from handler_core.contract.errors import ErrorInfo, ErrorType
 from handler_core.delivery import Incoming
-from handler_core.errors import HandlerError
+from handler_core.errors import DeadlineExceeded, HandlerError, Internal, Transient
 from handler_core.telemetry import Counter, Metrics
+
+log = structlog.get_logger("handler_core.calls")
 
 CODES: Final = {
     ErrorType.VALIDATION_ERROR: "400",
@@ -79,21 +85,44 @@ class Call(Incoming):
         nc.send(self.reply, payload, headers=b"" if response.error is None else _error_headers(response.error))
 
 
+Answer = Callable[[Call], Awaitable[Response]]
+"""Answers a call. A response with its `error` set counts as an error, as a raised `HandlerError` does; any other
+exception is logged and answered as `internal`."""
+
+
+async def outcome_of(answer: Answer, call: Call, timeout: float) -> Response | HandlerError:
+    """What comes of a call within `timeout` seconds; only a cancellation of this task is raised."""
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            return await answer(call)
+    except HandlerError as error:
+        return error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return Transient("the handler was cancelled from within")
+    except (Exception, SystemExit) as raised:
+        if isinstance(raised, TimeoutError) and limit.expired():
+            return DeadlineExceeded(f"the handler did not finish within {timeout:g} s")
+        log.exception("request_failed", subject=call.subject, call=call.identity)
+        return Internal(f"{type(raised).__name__} in the handler", retryable=True)
+
+
 def _error_headers(info: ErrorInfo) -> bytes:
     return header_block({"Nats-Service-Error": info.message[:MAX_HEADER], "Nats-Service-Error-Code": CODES[info.type]})
 
 
-def told(error: HandlerError, retry_after: Callable[[], float]) -> ErrorInfo:
-    """An error as the caller is told: of bounded length, and with a time to wait whenever it is `busy`.
+def told(info: ErrorInfo, retry_after: float) -> ErrorInfo:
+    """An error as the caller is told: of bounded length, and always with a time to wait when it is `busy`.
 
     Args:
-        retry_after: estimates that time, in seconds, where the error does not say.
+        retry_after: that time, in seconds, where the error does not say.
     """
-    info = error.info()
-    update: dict[str, object] = {"message": info.message[:MAX_MESSAGE]}
-    if info.retry_after_ms is None and (error.retry_after or info.type is ErrorType.BUSY):
-        update["retry_after_ms"] = max(1, round(1000 * (error.retry_after or retry_after())))
-    return info.model_copy(update=update)
+    wait = info.retry_after_ms
+    if info.type is ErrorType.BUSY:
+        wait = max(1, wait or math.ceil(1000 * retry_after))
+    return info.model_copy(update={"message": info.message[:MAX_MESSAGE], "retry_after_ms": wait})
 
 
 class Counts:

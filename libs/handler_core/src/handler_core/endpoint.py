@@ -9,18 +9,18 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import nats.errors
 import structlog
 
-from handler_core.calls import Call, Counts, told
+from handler_core.calls import Answer, Call, Counts, outcome_of, told
 from handler_core.connection import CONNECT_TIMEOUT, Connection, MessageTooLarge
 from handler_core.contract.answer import Response
 from handler_core.contract.base import Message
-from handler_core.errors import Busy, DeadlineExceeded, HandlerError, Internal, Transient
+from handler_core.errors import Busy, HandlerError, Internal, Transient
 from handler_core.queue_group import QueueGroup
 from handler_core.telemetry import Metrics
 
@@ -30,10 +30,6 @@ QUEUE: Final = "q"
 """The queue group's name, the same in every `nats.micro` service."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+").fullmatch
-
-Answer = Callable[[Call], Awaitable[Response]]
-"""Answers a call. A response with its `error` set counts as an error, as a raised `HandlerError` does; any other
-exception is logged and answered as `internal`."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,9 @@ class Endpoint:
         call = Call(subject, reply, data, headers, f"{self._id}-{self._calls}")
         if problem := call.unanswerable(self._nc):
             self._drop(call, problem, ran=False)
-        elif self._tasks is None or self.in_flight >= self.config.max_in_flight:
+        elif self._tasks is None:
+            self._fail(call, Transient("the service is shutting down"), ran=False)
+        elif self.in_flight >= self.config.max_in_flight:
             self._fail(call, Busy("every place is taken"), ran=False)
         else:
             task = self._tasks.create_task(self._serve(call))
@@ -163,7 +161,7 @@ class Endpoint:
 
     async def _serve(self, call: Call) -> None:
         """Run one call to its reply. Whatever happens, only a cancellation of this task leaves it."""
-        outcome = await self._outcome(call)
+        outcome = await outcome_of(self._answer, call, self.config.handler_timeout)
         if self._nc.congested:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._nc.drained()
@@ -174,47 +172,34 @@ class Endpoint:
         else:
             self._reply(call, outcome)
 
-    async def _outcome(self, call: Call) -> Response | HandlerError:
-        try:
-            async with asyncio.timeout(self.config.handler_timeout) as limit:
-                return await self._answer(call)
-        except HandlerError as error:
-            return error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # `_served` says why
-            return Transient("the handler was cancelled from within")
-        except (Exception, SystemExit) as raised:
-            if isinstance(raised, TimeoutError) and limit.expired():
-                return DeadlineExceeded(f"the handler did not finish within {self.config.handler_timeout:g} s")
-            log.exception("request_failed", endpoint=self.config.name, call=call.identity)
-            return Internal(f"{type(raised).__name__} in the handler", retryable=True)
-
     def _reply(self, call: Call, response: Response) -> None:
         try:
-            call.send(self._nc, response)
-        except nats.errors.Error as error:
-            self._drop(call, f"the reply cannot be sent ({type(error).__name__})")
+            self._send(call, response)
         except MessageTooLarge as error:
             log.error("reply_too_large", endpoint=self.config.name, call=call.identity, error=error.message)
             self._fail(call, Internal(f"the response exceeds the {self._nc.payload_room} bytes that NATS takes"))
         except Exception as error:
             log.exception("reply_failed", endpoint=self.config.name, call=call.identity)
             self._fail(call, Internal(f"{type(error).__name__} in the response"))
-        else:
-            self.counts.answered(call, response.error, ran=True)
 
     def _fail(self, call: Call, error: HandlerError, *, ran: bool = True) -> None:
-        info = told(error, lambda: self.counts.retry_after(self.config.slack, self.config.max_in_flight))
         try:
-            call.send(self._nc, self.config.response(success=False, error=info))
-        except (nats.errors.Error, HandlerError) as failure:
-            self._drop(call, f"the reply cannot be sent ({type(failure).__name__})", ran=ran)
-        else:
-            self.counts.answered(call, info, ran=ran)
+            self._send(call, self.config.response(success=False, error=error.info()), ran=ran)
+        except MessageTooLarge as failure:  # NATS takes next to nothing here
+            self._drop(call, failure.message, ran=ran)
 
-    def _drop(self, call: Call, problem: str, *, ran: bool = True) -> None:
+    def _send(self, call: Call, response: Response, *, ran: bool = True) -> None:
+        if response.error is not None:
+            wait = self.counts.retry_after(self.config.slack, self.config.max_in_flight)
+            response = response.model_copy(update={"error": told(response.error, wait)})
+        try:
+            call.send(self._nc, response)
+        except nats.errors.Error as error:
+            self._drop(call, f"the reply cannot be sent ({type(error).__name__})", ran=ran)
+        else:
+            self.counts.answered(call, response.error, ran=ran)
+
+    def _drop(self, call: Call, problem: str, *, ran: bool) -> None:
         """Give up on a call that nobody hears the reply of; the log tells the first of each kind."""
         self.counts.unanswered(call, problem, ran=ran)
         if problem not in self._told:
@@ -226,10 +211,8 @@ class Endpoints:
     """A service's endpoints, and its presence under `$SRV`; run beside its consumers and as they are.
 
     Args:
-        name: of the service: letters, digits, `_` and `-`.
+        name: the service's: letters, digits, `_` and `-`.
         version: a semantic version.
-        description: for people.
-        metrics: where to count.
     """
 
     def __init__(
@@ -279,8 +262,8 @@ class Endpoints:
             async with asyncio.TaskGroup() as tasks:
                 try:
                     await visible.start()
-                    for endpoint in self._endpoints:
-                        endpoint.start(tasks, visible.id)
+                    for number, endpoint in enumerate(self._endpoints):
+                        endpoint.start(tasks, f"{visible.id}-{number}")
                     await self._nc.responds(CONNECT_TIMEOUT)
                     self._serving = True
                     await self._stopped.wait()

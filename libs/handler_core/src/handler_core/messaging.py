@@ -3,7 +3,6 @@
 Only services with an exporter wrap their work in these; without one no message passes here.
 """
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -33,12 +32,9 @@ def traced(tracer: Tracer, consumer: Consumer, process: Process) -> Process:
             "messaging.nats.stream.sequence": delivery.sequence,
             "messaging.nats.delivery.attempt": delivery.attempt,
         }
-        span = _begin(tracer, "process", "consumer", delivery, attributes)
-        # Ended at once, and so exported although the process may die: from the stream to this worker.
-        waited: dict[str, Value] = {"messaging.operation.name": "receive", "messaging.operation.type": "receive"}
-        received = span.child(f"receive {consumer.name}", "client", {**attributes, **waited}, start=delivery.timestamp)
-        received.end()
-        with Within(span):
+        # The wait in the stream. It ends here, and so is exported even if the process dies of what follows.
+        _begin(tracer, "receive", "client", delivery, attributes, start=delivery.timestamp).end()
+        with Within(_begin(tracer, "process", "consumer", delivery, attributes)):
             await process(delivery)
 
     return with_span
@@ -55,7 +51,16 @@ def served(tracer: Tracer, answer: Callable[[M], Awaitable[R]]) -> Callable[[M],
     return with_span
 
 
-def _begin(tracer: Tracer, operation: str, kind: Kind, message: Incoming, attributes: dict[str, Value]) -> Span:
+def _begin(
+    tracer: Tracer,
+    operation: str,
+    kind: Kind,
+    message: Incoming,
+    attributes: dict[str, Value],
+    *,
+    start: float | None = None,
+) -> Span:
+    """A span below the sender's, or a root of the message's own trace."""
     parent = carried(message.header(b"traceparent"))
     return tracer.begin(
         f"{operation} {template(message.subject)}",
@@ -64,7 +69,7 @@ def _begin(tracer: Tracer, operation: str, kind: Kind, message: Incoming, attrib
         parent=parent,
         state=carried_state(message.header(b"tracestate")) if parent else "",
         trace_id="" if parent else trace_id(made(message.identity)),
-        start=time.time(),
+        start=start,
     )
 
 
