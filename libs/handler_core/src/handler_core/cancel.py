@@ -88,6 +88,8 @@ class Cancellations:
             async with limit:
                 if (reason := await self._looked_up(request_id)) is not None:
                     raise _canceled(reason)
+                if limit.expired():
+                    raise TimeoutError  # before Python 3.12 `wait_for` forgets a cancellation that meets the reply
                 yield
         except TimeoutError:
             if watch.reason is not None:

@@ -43,6 +43,16 @@ class Stored:
     headers: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Acknowledgement:
+    """The stream's answer to a publish."""
+
+    stream: str
+    sequence: int
+    duplicate: bool
+    """It was stored before, under the same `Nats-Msg-Id`."""
+
+
 class Api:
     """JetStream API calls over a connection; `timeout` seconds each."""
 
@@ -67,10 +77,14 @@ class Api:
             JetStreamError: not stored; `err_code` in `WRONG_LAST_SEQUENCE` when an expectation in `headers` failed.
             Transient: no acknowledgement; it may or may not have been stored.
         """
+        return (await self.store(subject, payload, headers)).sequence
+
+    async def store(self, subject: str, payload: bytes, headers: dict[str, str]) -> Acknowledgement:
+        """`publish`, with all that the stream says of it."""
         answer = await self._call(subject, payload, headers)
         if not isinstance(answer.get("seq"), int):
             raise Transient(f"what answers on {subject} is no stream")
-        return int(answer["seq"])
+        return Acknowledgement(str(answer.get("stream")), answer["seq"], answer.get("duplicate") is True)
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The newest message of a subject, read from the stream's leader; None when there is none."""

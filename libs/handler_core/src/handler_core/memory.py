@@ -51,9 +51,11 @@ class Memory:
         """The turns that are kept, the oldest first.
 
         Raises:
-            Transient: the bucket cannot be read.
+            Transient: the bucket, or what it holds of the session, cannot be read.
         """
         turns, _ = await self._read(user, session)
+        if turns is None:
+            raise Transient("what is kept of the session cannot be read")
         return prompt.recent(turns, self._tokens)
 
     async def remember(self, user: str | None, session: str, turn: SessionTurn) -> None:
@@ -65,10 +67,10 @@ class Memory:
         turn = turn.model_copy(update={"response": without_markers(turn.response)})
         for _ in range(TRIES):
             turns, revision = await self._read(user, session)
-            earlier = next((kept for kept in turns if kept.request_id == turn.request_id), None)
+            earlier = next((kept for kept in turns or () if kept.request_id == turn.request_id), None)
             if earlier is not None and earlier.attempt > turn.attempt:
                 return
-            others = [kept for kept in turns if kept.request_id != turn.request_id]
+            others = [kept for kept in turns or () if kept.request_id != turn.request_id]
             value = encode(_Stored(turns=prompt.recent([*others, turn], self._tokens)))
             if await self._write(user, session, value, {}, revision):
                 return
@@ -82,14 +84,14 @@ class Memory:
         """
         for _ in range(TRIES):
             turns, revision = await self._read(user, session)
-            if not turns:
+            if turns is not None and not turns:
                 return False
             if await self._write(user, session, b"", {_OPERATION: "PURGE", "Nats-Rollup": "sub"}, revision):
                 return True
         raise Transient("the session is being written by others")
 
-    async def _read(self, user: str | None, session: str) -> tuple[Sequence[SessionTurn], int]:
-        """The turns, and the revision to write upon."""
+    async def _read(self, user: str | None, session: str) -> tuple[Sequence[SessionTurn] | None, int]:
+        """The turns, None where what is stored cannot be read, and the revision to write upon."""
         try:
             stored = await self._api.last(streams.AI_SESSIONS.name, _key(user, session))
         except JetStreamError as error:
@@ -102,7 +104,7 @@ class Memory:
             return decode(stored.data, _Stored).turns, stored.sequence
         except HandlerError as error:
             log.warning("session_unreadable", error=error.message)
-            return (), stored.sequence
+            return None, stored.sequence
 
     async def _write(
         self, user: str | None, session: str, value: bytes, headers: dict[str, str], revision: int

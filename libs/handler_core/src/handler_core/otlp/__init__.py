@@ -9,6 +9,6 @@ try:
 except ImportError as error:
     raise ImportError("OTEL_EXPORTER_OTLP_ENDPOINT needs OpenTelemetry: install handler-core[otlp]") from error
 
-from handler_core.otlp.exporting import Telemetry, exporting
+from handler_core.otlp.export import Telemetry, exporting
 
 __all__ = ["Telemetry", "exporting"]

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from handler_core.config import OtelSettings, masked, pairs
+from handler_core.otlp.encoding import encode
 from handler_core.otlp.http import Channel, Seldom, Seldomly
 from handler_core.otlp.points import metrics_data
 from handler_core.otlp.spans import SpanTracer, sampler
@@ -71,13 +72,21 @@ async def exporting(
                     part.close()
 
 
+class _Sender(OTLPSpanExporter):
+    """OpenTelemetry's exporter with another encoder; `_client` is its own way to send what is encoded."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        sent = not self._shutdown and self._client.export(encode(spans)).success
+        return SpanExportResult.SUCCESS if sent else SpanExportResult.FAILURE
+
+
 class _Spans(SpanExporter):
     """From a span's end to the collector, over the SDK's queue and thread."""
 
     def __init__(self, settings: OtelSettings, described: Resource, metrics: Metrics, seldom: Seldom) -> None:
         headers = settings.otel_exporter_otlp_traces_headers
         self.channel = Channel(
-            "traces", settings.traces_url, headers, settings, OTLPSpanExporter, ExportTraceServiceResponse, seldom
+            "traces", settings.traces_url, headers, settings, _Sender, ExportTraceServiceResponse, seldom
         )
         self.tracer = SpanTracer(sampler(settings), described, self._emit)
         self._limit = settings.otel_bsp_max_queue_size
@@ -207,11 +216,4 @@ def resource(settings: OtelSettings, service_name: str) -> Resource:
     attributes |= pairs(settings.otel_resource_attributes or "")
     if settings.otel_service_name:
         attributes["service.name"] = settings.otel_service_name
-    return _Described(attributes)
-
-
-class _Described(Resource):
-    """Hashed by identity: the encoder looks it up for every span, and the SDK's hash writes all of it out as JSON."""
-
-    def __hash__(self) -> int:
-        return id(self)
+    return Resource(attributes)
