@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from handler_core import logs
-from handler_core.config import LogSettings, SettingsError, load_or_exit, masked
+from handler_core.config import LogSettings, NatsSettings, SettingsError, load_or_exit, masked
 from handler_core.connection import Connection, connect
 from handler_core.errors import HandlerError
 from handler_core.jetstream import JetStreamError
@@ -32,7 +32,7 @@ class Unreachable(Exception):
 
 
 @contextlib.asynccontextmanager
-async def connected(config: CliSettings, timeout: float) -> AsyncIterator[Connection]:
+async def connected(config: NatsSettings, timeout: float) -> AsyncIterator[Connection]:
     """A connection made within `timeout` seconds, closed afterwards."""
     failures: list[str] = []
     try:
