@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from handler_core.config import NatsSettings, SettingsError, masked
 from handler_core.errors import Internal
 from handler_core.parser import DirectParser, Sink
+from handler_core.replies import Replies
 
 log = structlog.get_logger("handler_core.connection")
 
@@ -97,6 +98,7 @@ class Connection(Client):
         super().__init__()
         self._ps: DirectParser = DirectParser(self)
         self._kick: asyncio.Future[None] | None = None
+        self._replies = Replies(self)
         self.on_reconnect: list[Callable[[], None]] = []
         """Called after each reconnect, before anything else is read."""
 
@@ -186,6 +188,16 @@ class Connection(Client):
                 self._kick = asyncio.get_running_loop().create_future()
                 self._kick.set_result(None)
             queue.put_nowait(self._kick)
+
+    async def ask(self, subject: str, payload: bytes, *, headers: bytes = b"", timeout: float) -> bytes:
+        """Publish a request and wait for the body of its reply; `headers` is a whole header block.
+
+        Raises:
+            nats.errors.NoRespondersError: nobody listens on the subject.
+            nats.errors.TimeoutError: no reply within `timeout` seconds.
+            BadSubject, MessageTooLarge, nats.errors.Error: as `send`.
+        """
+        return await self._replies.ask(subject, payload, headers=headers, timeout=timeout)
 
     # -- pulled messages
 

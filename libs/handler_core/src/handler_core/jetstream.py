@@ -12,7 +12,7 @@ from typing import Any
 
 import nats.errors
 
-from handler_core.connection import Connection, parse_headers
+from handler_core.connection import Connection, header_block, parse_headers
 from handler_core.errors import Transient
 
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
@@ -111,7 +111,8 @@ class Api:
 
     async def _call(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> dict[str, Any]:
         try:
-            reply = await self._nc.request(subject, payload, timeout=self._timeout, headers=headers)
+            block = header_block(headers) if headers else b""
+            reply = await self._nc.ask(subject, payload, headers=block, timeout=self._timeout)
         except nats.errors.NoRespondersError:
             raise Transient(f"no stream or API answers on {subject}") from None
         except (nats.errors.TimeoutError, TimeoutError):
@@ -119,7 +120,7 @@ class Api:
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise Transient(f"not connected to NATS: {error}") from None
         try:
-            answer: dict[str, Any] = json.loads(reply.data)
+            answer: dict[str, Any] = json.loads(reply)
             error_body = answer.get("error")
         except (ValueError, AttributeError):
             raise Transient(f"what answers on {subject} is not JetStream") from None

@@ -15,7 +15,7 @@ from pydantic import Field
 from handler_core import prompt, streams
 from handler_core.citations import without_markers
 from handler_core.codec import decode, encode
-from handler_core.connection import Connection
+from handler_core.connection import Connection, MessageTooLarge
 from handler_core.contract.base import Message
 from handler_core.contract.chat import ChatRequest, ChatResponse
 from handler_core.contract.session import SessionTurn
@@ -25,7 +25,8 @@ from handler_core.timings import Timings
 
 log = structlog.get_logger("handler_core.memory")
 
-TRIES = 5
+TRIES = 50
+"""Each conflict is another turn of the session written: as many as may end at once get there in as many tries."""
 _PREFIX = "$KV.AI_SESSIONS."
 _OPERATION = "KV-Operation"
 
@@ -116,6 +117,8 @@ class Memory:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 return False
             raise Transient(f"sessions cannot be written: {error.description}") from None
+        except MessageTooLarge as error:  # more tokens are kept than the server takes
+            raise Transient(f"sessions cannot be written: {error.message}") from None
         return True
 
 

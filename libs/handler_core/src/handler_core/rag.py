@@ -191,7 +191,8 @@ async def rerank(
         except DownstreamUnavailable as error:
             _degrade("reranker", error, degraded)
         else:
-            sources = [sources[item.index].model_copy(update={"score": item.score}) for item in ranked]
+            best = ranked[: request.top_k]
+            sources = [sources[item.index].model_copy(update={"score": item.score}) for item in best]
     return sources[: request.top_k]
 
 

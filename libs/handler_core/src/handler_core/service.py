@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import contextlib
+import gc
 import inspect
 import signal
 import sys
@@ -59,6 +60,10 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing clients and flushing the connection may take."""
+
+
+SETTLED_AFTER = 5.0
+"""Seconds from the start until what is loaded stays, modules that are imported late included."""
 
 
 @dataclass
@@ -219,6 +224,7 @@ class Service(Generic[S]):
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, interrupted, number)
+        loop.call_later(SETTLED_AFTER, _spare_the_collector)
         try:
             await self.run(settings, stop)
         except (ConnectionLost, OSError) as error:
@@ -377,6 +383,14 @@ def _problem(runner: Runner) -> Check:
 
 def _runs(task: asyncio.Task[None]) -> Check:
     return lambda: "its task has ended" if task.done() else ""
+
+
+def _spare_the_collector() -> None:
+    """Have the garbage collector look no more at what stays for good: some 100,000 objects of modules, which at its
+    defaults cost a tenth of the time of a busy worker, and pauses of 0.1 s."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 class _Stopped(Exception):

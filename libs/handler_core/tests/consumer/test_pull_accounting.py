@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import example, given, settings
@@ -49,8 +48,8 @@ class Loopback(Connection):
     def new_inbox(self) -> str:
         return "_INBOX.model"
 
-    async def request(self, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(data=json.dumps({"config": FAKE.config()}).encode())
+    async def ask(self, *_: Any, **__: Any) -> bytes:
+        return json.dumps({"config": FAKE.config()}).encode()
 
     async def attach(self, inbox: str, sink: Sink) -> int:
         self.sink = sink

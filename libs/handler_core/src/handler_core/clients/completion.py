@@ -13,6 +13,7 @@ from handler_core.contract.chat import Usage
 MAX_ANSWER = 64 * 2**20
 """Bytes that an answer sent whole, by a server that does not stream, may have."""
 _BLANK = b" \t\r\n"
+_decode = json.JSONDecoder().raw_decode
 _MAX_HEAD = 4096
 
 
@@ -125,20 +126,26 @@ class CompletionReader:
 
     def _delta(self, data: str) -> Delta:
         try:
-            chunk = json.loads(data)
+            chunk, end = _decode(data)  # half the time of `loads`, and this runs for each token
+            if end != len(data):
+                raise ValueError(end)
         except (ValueError, RecursionError):
             raise self._failures.problem(f"sent what is no JSON: {data[:200]}") from None
         if not isinstance(chunk, dict):
             raise self._failures.problem(f"sent what is no completion: {data[:200]}")
-        self._raise_reported(chunk)
+        if "choices" not in chunk or "error" in chunk or chunk.get("object") == "error":
+            self._raise_reported(chunk)
         if isinstance(usage := chunk.get("usage"), dict):
             self.usage = _usage(usage)
         choices = chunk.get("choices") or []  # empty with the usage, and in Azure's first chunk
         try:
-            choice: dict[str, Any] = next((item for item in choices if item.get("index") in {None, 0}), {})
+            choice: dict[str, Any] = choices[0] if choices else {}
+            if choice.get("index"):  # of several choices, in any order, the first is ours
+                choice = next((item for item in choices if item.get("index") in {None, 0}), {})
             message = choice.get("delta") or choice.get("message") or {}
             text = self._joined(_text(message.get("content")))
-            reasoning = _sound(_text(message.get("reasoning_content") or message.get("reasoning")))
+            thought = message.get("reasoning_content") or message.get("reasoning")
+            reasoning = _sound(_text(thought)) if thought else ""
         except (AttributeError, TypeError):  # a list, number or string where an object is due
             raise self._failures.problem(f"sent what is no completion: {data[:200]}") from None
         reason = choice.get("finish_reason")

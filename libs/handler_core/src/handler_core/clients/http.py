@@ -107,6 +107,7 @@ class Upstream:
         self._headers = headers
         self._max_body = max_body
         self._base, user, password = _base_url(name, url)
+        self._urls: dict[str, URL] = {}
         self._authorization = _authorization(name, api_key, user, password)
         queried = [value for value in self._base.query.values() if len(value) >= 8]  # a key may be among them
         self.failures = Failures(name, [(self._authorization or "").partition(" ")[2], password, *queried])
@@ -157,6 +158,11 @@ class Upstream:
             seconds = error.retry_after + random.uniform(0, backoff.jitter)
             return seconds if error.retry_after <= backoff.longest_wait and seconds < left else False
 
+        try:
+            return await call()  # nearly always the only one: the apparatus of repeating costs more than a small call
+        except UpstreamError as error:
+            failed: list[UpstreamError] = [error]
+
         async for attempt in stamina.retry_context(
             on=wait,
             attempts=self._attempts,
@@ -166,6 +172,8 @@ class Upstream:
             wait_jitter=backoff.jitter,
         ):
             with attempt:
+                if failed:
+                    raise failed.pop()  # as the first attempt's outcome
                 return await call()
         raise AssertionError("the last attempt returns or raises")
 
@@ -201,7 +209,8 @@ class Upstream:
             headers.update(self._headers())
         if self._authorization is not None:
             headers["Authorization"] = self._authorization
-        url = self._base.joinpath(*path.strip("/").split("/")).with_query(self._base.query)
+        if (url := self._urls.get(path)) is None:
+            url = self._urls[path] = self._base.joinpath(*path.strip("/").split("/")).with_query(self._base.query)
         # A redirect would turn a POST into a GET, or take the key elsewhere: it is reported, not followed.
         answer = await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
         annotate({"http.response.status_code": answer.status})

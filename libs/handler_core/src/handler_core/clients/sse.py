@@ -4,13 +4,12 @@ Follows the event stream interpretation of the WHATWG HTML standard, section 9.2
 which an answer to a POST has no use for.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One dispatched event; `id` is the last one that the stream set, in this event or before."""
 
     data: str
@@ -62,9 +61,12 @@ class EventParser:
         rest = b"" if chunk.endswith((b"\r", b"\n")) else lines.pop()
         events = []
         for line in lines:
-            self._extend(line)
-            event = self._line(bytes(self._partial))
-            self._partial.clear()
+            if self._partial or len(line) > self.limit:
+                self._extend(line)
+                event = self._line(bytes(self._partial))
+                self._partial.clear()
+            else:
+                event = self._line(line)
             if event is not None:
                 events.append(event)
         self._extend(rest)
