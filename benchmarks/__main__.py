@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the message loop against its peers, and how soon a handler is ready."""
+"""`python -m benchmarks`: the message loop against its peers, how soon a handler is ready, and whole chat turns."""
 
 import argparse
 import asyncio
@@ -10,13 +10,16 @@ import sys
 from benchmarks.loop import compare
 from benchmarks.processes import BUILD, BenchmarkError, say
 from benchmarks.start import measure
+from benchmarks.turns import compare as turns
 
 LEAST_ROUNDS = 5
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="?", choices=["both", "loop", "start"], default="both", help="default: both")
+    parser.add_argument(
+        "which", nargs="?", choices=["all", "loop", "start", "turns"], default="all", help="default: all"
+    )
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--messages", type=int, default=compare.MESSAGES, help="stored messages (default: %(default)s)")
     arguments = parser.parse_args()
@@ -32,10 +35,16 @@ async def main(arguments: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if (busy := os.getloadavg()[0]) > 0.5:
         say(f"this machine is not idle (load {busy:.1f}): quote no figures of this run")
-    if arguments.which != "start":
+    if arguments.which in ("all", "loop"):
         write("loop.json", await compare.run(arguments.rounds, arguments.messages), arguments.rounds)
-    if arguments.which != "loop":
+    if arguments.which in ("all", "start"):
         write("start.json", await measure.run(arguments.rounds), arguments.rounds)
+    if arguments.which in ("all", "turns"):
+        found = await turns.run(arguments.rounds)
+        if found is not None:
+            write("turns.json", found, arguments.rounds)
+        elif arguments.which == "turns":
+            raise BenchmarkError("no turns were measured")
 
 
 def write(name: str, result: dict[str, object], rounds: int) -> None:
