@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 MEMBERS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
 STAMP := $(VENV)/.installed
 CI_ARGS := $(if $(CI),-q,)
+BUILDER ?= $(shell command -v docker >/dev/null 2>&1 && echo docker build || echo buildah bud --layers)
+COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header
+IMAGES := chat_handler
 
 help: ## list the targets
 	@if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
-	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-10s%s %s\n", on, $$1, off, $$2}' Makefile
+	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-13s%s %s\n", on, $$1, off, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with everything that demo, run, test and bench need
 
@@ -32,17 +35,19 @@ $(STAMP): $(VENV)/.python locks/uv.txt locks/dev.txt $(MEMBERS)
 
 lock: $(VENV)/.python ## compile locks/*.txt anew from the pyproject files
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@echo uv | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o locks/uv.txt
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --all-extras --group dev --group bench --no-emit-package handler-core --no-emit-package handlers-cli \
-	  $(MEMBERS) pyproject.toml -o locks/dev.txt
+	@echo uv | $(COMPILE) --python-version 3.11 - -o locks/uv.txt
+	@$(COMPILE) --python-version 3.11 --all-extras --group dev --group bench \
+	  --no-emit-package handler-core --no-emit-package handlers-cli $(MEMBERS) pyproject.toml -o locks/dev.txt
+	@printf 'setuptools\nuv-build>=0.13,<0.15\nwheel\n' | $(COMPILE) --python-version 3.15 - -o locks/build.txt
+	@for service in $(IMAGES); do $(COMPILE) --python-version 3.15 --no-emit-package handler-core \
+	  --override locks/overrides.txt services/$$service/pyproject.toml -o locks/$$service.txt || exit; done
 
 check: $(STAMP) ## lint, formatting, types, dependency directions
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p benchmarks
-	@$(BIN)/mypy tools/demo.py
+	@$(BIN)/mypy tools/demo.py tools/image_report.py
 	@$(BIN)/lint-imports
 
 format: $(STAMP) ## format the code and mend what ruff can mend
@@ -57,13 +62,24 @@ run: $(STAMP) ## keep the stack running in the foreground; Ctrl-C ends all of it
 	@echo "NATS 4222, Milvus Lite 19530, local_inference 8900, chat_handler 8080; ask with: $(BIN)/handlers ask '…'"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RERANKER_URL=$${RERANKER_URL:-http://127.0.0.1:8900} $(BIN)/honcho start || [ $$? -eq 130 ]
 
-bench: $(STAMP) ## measure the message loop and the start against the alternatives; ARGS="--help" for more
+bench: $(STAMP) ## measure the loop, the start and whole turns against the alternatives; ARGS="--help" for more
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 test: $(STAMP) ## all tests, against real servers started for the run
 	@$(BIN)/pytest $(CI_ARGS) -n auto $(ARGS)
 
+images: ## build the images, with docker or buildah; BUILDER= names another
+	@$(BUILDER) -f docker/base.Dockerfile -t slim-handlers/base .
+	@for service in $(IMAGES); do \
+	  $(BUILDER) --build-arg SERVICE=$$service -f docker/service.Dockerfile -t slim-handlers/$$service . || exit; done
+
+image-test: $(STAMP) ## run the images for real, against real servers
+	@$(BIN)/pytest tests/images $(ARGS)
+
+image-report: $(STAMP) ## sizes by layer and package, start and memory of the images, beside a naive peer
+	@$(BIN)/python tools/image_report.py $(ARGS)
+
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .data build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo run test check format bench lock clean
+.PHONY: help setup demo run test check format bench lock images image-test image-report clean

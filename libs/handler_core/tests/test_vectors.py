@@ -279,8 +279,11 @@ async def test_a_collection_without_the_text_field_says_so(milvus_uri: str) -> N
 
 
 async def test_what_milvus_refuses_is_not_tried_again(store: VectorStore, collection: str) -> None:
+    await store.hashes(collection, "a.md")
+    call = store._call("search", collection, vector=[1.0, 0.0], anns_field="text", limit=1, filter="", output_fields=[],
+                       deadline=None)  # fmt: skip
     with pytest.raises(DownstreamUnavailable) as refused:
-        await store.search(collection, [1.0, 0.0], top_k=-1, deadline=Deadline.after(SOON))
+        await call
     assert not refused.value.retryable
 
 

@@ -6,8 +6,10 @@ the packages that do something by being imported. Older versions import as alway
 
 import sys
 
-EAGER = ("google.", "numpy", "pymilvus.grpc_gen")
-"""Packages whose modules register themselves, or set each other up, when they are imported."""
+EAGER = ("numpy",)
+"""Packages whose modules set each other up when they are imported."""
+GENERATED = "_pb2"
+"""How the names of modules end that protoc generated; each finds what its messages consist of already registered."""
 
 
 def switch_on() -> None:
@@ -19,4 +21,4 @@ def switch_on() -> None:
 
 def may_wait(importer: str, imported: str, names: tuple[str, ...] | None) -> bool:
     """Whether this import may be put off until its first use."""
-    return not (imported.startswith(EAGER) or importer.startswith(EAGER))
+    return not (importer.endswith(GENERATED) or importer.startswith(EAGER) or imported.startswith(EAGER))

@@ -109,8 +109,9 @@ class Connection:
         async with self._connecting:
             if method in _SEARCHING:
                 if self._searcher is None or self._searcher.broken:
-                    searcher, messages = await asyncio.to_thread(_load_searcher)
-                    self._searcher = searcher.Searcher(messages, self.address, secure=self._secure, token=self._token)
+                    # gRPC is slow to import.
+                    searcher = await asyncio.to_thread(importlib.import_module, "handler_core.vectors.searcher")
+                    self._searcher = searcher.Searcher(self.address, secure=self._secure, token=self._token)
                 return self._searcher
             if self._client is None:
                 pymilvus = await self.driver()
@@ -135,8 +136,3 @@ class Connection:
             return _NotLoaded(message)
         refused = code in _REFUSED or type(error).__name__ in _REFUSED_BY_PYMILVUS
         return DownstreamUnavailable(f"Milvus at {self.address}: {message}", retryable=not refused)
-
-
-def _load_searcher() -> tuple[Any, Any]:
-    """The module `searcher` and the messages it sends; slow at first, as gRPC is."""
-    return importlib.import_module("handler_core.vectors.searcher"), driver.messages()

@@ -1,19 +1,16 @@
-"""pymilvus, imported for what is used of it: the messages it generated, and for ingestion its asyncio client."""
+"""pymilvus, imported for what is used of it: its asyncio client."""
 
 import contextlib
 import importlib
 import importlib.util
 import logging
 import sys
-import threading
 import types
 from collections.abc import Iterator
 from typing import Any
 
-MESSAGES = "pymilvus.grpc_gen.milvus_pb2"
-MISSING = "the vector store needs pymilvus: install handler-core[vectors]"
-
-_importing = threading.Lock()
+MISSING = "the vector store needs gRPC and protobuf: install handler-core[search]"
+MISSING_PYMILVUS = "filling a collection needs pymilvus: install handler-core[vectors]"
 
 
 class Refused(Exception):
@@ -27,30 +24,9 @@ class Refused(Exception):
 
 
 def require() -> None:
-    """Raise ImportError unless pymilvus is installed, without importing it."""
-    if importlib.util.find_spec("pymilvus") is None:
+    """Raise ImportError unless what a search needs is installed, without importing it."""
+    if any(importlib.util.find_spec(name) is None for name in ("grpc", "google.protobuf")):
         raise ImportError(MISSING)
-
-
-def messages() -> Any:
-    """The module `pymilvus.grpc_gen.milvus_pb2`, without all that `import pymilvus` brings; call it in a thread.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    with _importing:
-        if "pymilvus" in sys.modules:
-            return importlib.import_module(MESSAGES)
-        found = importlib.util.find_spec("pymilvus")
-        if found is None:
-            raise ImportError(MISSING)
-        package = types.ModuleType("pymilvus")
-        package.__path__ = list(found.submodule_search_locations or ())
-        sys.modules["pymilvus"] = package
-        try:
-            return importlib.import_module(MESSAGES)
-        finally:
-            del sys.modules["pymilvus"]  # whoever imports it then gets it whole
 
 
 def load() -> Any:
@@ -60,10 +36,10 @@ def load() -> Any:
         ImportError: it is not installed.
     """
     try:
-        with _importing, _without_pandas():
+        with _without_pandas():
             driver = importlib.import_module("pymilvus")
     except ModuleNotFoundError as error:
-        raise ImportError(MISSING) from error
+        raise ImportError(MISSING_PYMILVUS) from error
     # They log every error before it is raised, with a traceback, even one that is then dealt with.
     for name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

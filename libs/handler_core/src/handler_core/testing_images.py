@@ -1,0 +1,101 @@
+"""Container images, for tests of them: found, run and ended with whichever engine is there.
+
+`CONTAINER_ENGINE` names another command than docker or podman, with options if need be (`podman --runtime runc`);
+`CONTAINER_OPTIONS` adds options to each `run`.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "slim-handlers/"
+STOP_TIMEOUT = 40.0
+
+
+class NoEngine(Exception):
+    """No docker or podman here."""
+
+
+def image_name(service: str) -> str:
+    """The tag that `make images` gives."""
+    return os.environ.get("IMAGE_PREFIX", PREFIX) + service
+
+
+@dataclass
+class Container:
+    """One that runs; `process` is the engine's client, whose output is the service's."""
+
+    name: str
+    process: "subprocess.Popen[str]"
+    engine: "Engine"
+
+    @property
+    def pid(self) -> int:
+        """The service's process id on this machine; 0 before it runs."""
+        found = self.engine.ask("inspect", "--format", "{{.State.Pid}}", self.name, check=False)
+        return int(found) if found.isdigit() else 0
+
+    def stop(self) -> tuple[int, str, str]:
+        """End it as Kubernetes does, by SIGTERM; gives its exit code, and stdout and stderr if they are pipes."""
+        self.engine.ask("stop", "--time", "30", self.name, check=False)
+        out, err = self.process.communicate(timeout=STOP_TIMEOUT)
+        return self.process.returncode, out or "", err or ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """docker, podman, or what `CONTAINER_ENGINE` names."""
+
+    command: tuple[str, ...]
+
+    @classmethod
+    def find(cls) -> "Engine":
+        """Raises NoEngine, which says what to do."""
+        if named := os.environ.get("CONTAINER_ENGINE"):
+            return cls(tuple(shlex.split(named)))
+        for name in ("docker", "podman"):
+            if shutil.which(name) and not subprocess.run([name, "info"], check=False, capture_output=True).returncode:
+                return cls((name,))
+        raise NoEngine("neither docker nor podman works here: install one, or name one by CONTAINER_ENGINE")
+
+    def ask(self, *arguments: str, check: bool = True) -> str:
+        """What the engine prints for a command."""
+        done = subprocess.run([*self.command, *arguments], check=check, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def inspect(self, image: str) -> dict[str, Any] | None:
+        """What the engine knows of an image; None where there is no such image."""
+        found = self.ask("image", "inspect", image, check=False)
+        return dict(json.loads(found)[0]) if found not in ("", "[]") else None
+
+    @contextlib.contextmanager
+    def running(
+        self, image: str, environment: Mapping[str, str], *arguments: str, options: Sequence[str] = (), **popen: Any
+    ) -> Iterator[Container]:
+        """A container with a read-only root and this machine's network, gone after the block."""
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        command = [*self.command, "run", "--rm", "--name", name, "--read-only", "--network", "host", *options]
+        command += shlex.split(os.environ.get("CONTAINER_OPTIONS", ""))
+        for key, value in environment.items():
+            command += ["--env", f"{key}={value}"]
+        # A session of its own: an interrupt at the terminal reaches the one who measures, and it ends the container.
+        process = subprocess.Popen([*command, image, *arguments], text=True, start_new_session=True, **popen)
+        try:
+            yield Container(name, process, self)
+        finally:
+            if process.poll() is None:
+                self.ask("kill", name, check=False)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+                process.kill()
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
