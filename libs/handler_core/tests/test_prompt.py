@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from handler_core import prompt
 from handler_core.contract.chat import Source
+from handler_core.contract.session import SessionTurn
 
 texts = st.one_of(st.text(max_size=300), st.text("é漢😀 x\n[]12", max_size=2000))
 passages = st.lists(
@@ -27,6 +28,10 @@ HEADING = re.compile(r"^\[(\d+)\]", re.MULTILINE)
 
 def source(text: str, **metadata: str) -> Source:
     return Source(id="id-1", text=text, score=0.5, metadata=dict(metadata))
+
+
+def turn(query: str, response: str) -> SessionTurn:
+    return SessionTurn(request_id="r", query=query, response=response, timestamp=0.0)
 
 
 def size(question: str, sources: list[Source], system: str | None) -> int:
@@ -119,3 +124,28 @@ def test_looking_for_false_headings_takes_time_in_proportion_to_the_text() -> No
     # A quadratic search would take minutes here and run into the suite's time limit.
     blank = source("\n" * 500_000 + " " * 500_000 + "[" * 500_000)
     assert prompt.messages("q", [blank])[0].content.endswith("[[")
+
+
+histories = st.lists(st.builds(turn, texts, texts), max_size=5)
+
+
+@given(questions, passages, histories, st.integers(1, 3000), systems)
+def test_what_was_said_before_takes_its_room_from_the_passages(
+    question: str, sources: list[Source], history: list[SessionTurn], budget: int, system: str | None
+) -> None:
+    said = sum(prompt.tokens(one.query) + prompt.tokens(one.response) for one in history)
+    kept = prompt.fit(question, sources, budget - said, system)
+    written = prompt.messages(question, kept, system, history)
+    assert not kept or sum(prompt.tokens(message.content) for message in written) <= budget
+    assert kept[:-1] == prompt.fit(question, sources, budget, system)[: max(0, len(kept) - 1)]
+
+
+@given(questions, passages, histories, systems)
+def test_the_question_comes_last_and_whole_after_what_was_said_in_its_order(
+    question: str, sources: list[Source], history: list[SessionTurn], system: str | None
+) -> None:
+    first, *said, last = prompt.messages(question, sources, system, history)
+    assert (first.role, last.role, last.content) == ("system", "user", question)
+    assert [(message.role, message.content) for message in said] == [
+        pair for one in history for pair in (("user", one.query), ("assistant", one.response))
+    ]

@@ -14,11 +14,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from aiohttp.typedefs import Handler
 
+from handler_core import prompt
 from handler_core.clients.embeddings import Embeddings
 from handler_core.clients.http import Backoff, Upstream, new_session
 from handler_core.clients.llm import LLM
 from handler_core.clients.reranker import Reranker
 from handler_core.contract.chat import ChatRequest, ChatResponse
+from handler_core.contract.session import SessionTurn
 from handler_core.deadline import Deadline
 from handler_core.errors import (
     DeadlineExceeded,
@@ -332,6 +334,67 @@ async def test_sources_that_exceed_the_prompts_budget_are_cut(clients: Rag) -> N
 async def test_speech_is_not_offered_and_that_is_said(clients: Rag) -> None:
     _, response = await ask(clients, enable_tts=True)
     assert (response.degraded, response.audio) == (["tts"], None)
+
+
+# -- what was said before, and who asks
+
+
+async def test_what_was_said_before_stands_between_the_passages_and_the_question(clients: Rag, models: Models) -> None:
+    history = [SessionTurn(request_id="r1", query="Is it green?", response="It is.", timestamp=0.0)]
+    async with aclosing(answer(clients, ChatRequest(query=QUERY), history=history)) as produced:
+        *_, response = [item async for item in produced]
+    [chat] = models.asked("/v1/chat/completions")
+    assert [message["role"] for message in chat["messages"]] == ["system", "user", "assistant", "user"]
+    assert [message["content"] for message in chat["messages"][1:]] == ["Is it green?", "It is.", QUERY]
+    assert models.asked("/v1/embeddings")[0]["input"] == [QUERY], "only the question is searched for"
+    assert isinstance(response, ChatResponse)
+    assert len(response.sources) == 3
+
+
+async def test_a_long_history_is_cut_and_leaves_the_question_and_half_of_the_room(clients: Rag, models: Models) -> None:
+    history = [SessionTurn(request_id="r1", query="x" * 3500, response="y" * 3500, timestamp=0.0)]
+    tight = dataclasses.replace(clients, prompt_tokens=256)
+    async with aclosing(answer(tight, ChatRequest(query=QUERY), history=history)) as produced:
+        *_, response = [item async for item in produced]
+    [chat] = models.asked("/v1/chat/completions")
+    assert chat["messages"][-1]["content"] == QUERY
+    assert sum(prompt.tokens(message["content"]) for message in chat["messages"]) <= 256
+    assert chat["messages"][1]["content"].startswith("xxx")
+    assert isinstance(response, ChatResponse)
+    assert (response.used_rag, response.degraded) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("collection", "user"),
+    [(None, None), ("documents", None), ("empty", None), ("other_bob", "bob"), ("bob_bob", "bob")],
+)
+async def test_a_collection_that_is_allowed_passes(
+    clients: Rag, models: Models, collection: str | None, user: str | None
+) -> None:
+    limited = dataclasses.replace(clients, allowed=frozenset({"empty", "other_{user}", "{user}_{user}"}))
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(VectorStore(NOWHERE, timeout=0.3))
+        _, response = await ask(dataclasses.replace(limited, store=store), collection=collection, user_id=user)
+    assert response.degraded == ["vectors"]
+
+
+@pytest.mark.parametrize(
+    ("collection", "user"),
+    [("other", None), ("other_bob", "alice"), ("other_bob", None), ("other_", None), ("other_user", None)],
+)
+async def test_a_collection_that_is_not_allowed_is_refused_before_anybody_is_asked(
+    clients: Rag, models: Models, collection: str, user: str | None
+) -> None:
+    limited = dataclasses.replace(clients, allowed=frozenset({"empty", "other_{user}"}))
+    error = await failure(limited, collection=collection, user_id=user)
+    assert (type(error), error.stage) == (InvalidRequest, "decode")
+    assert error.message == f"collection: {collection} is none of those that may be searched"
+    assert models.seen == []
+
+
+async def test_without_a_list_any_collection_may_be_named(clients: Rag) -> None:
+    error = await failure(clients, collection="missing", user_id="bob")
+    assert type(error) is NotFound
 
 
 # -- what it can do without

@@ -63,7 +63,7 @@ def test_the_declarations_are_those_of_the_design() -> None:
     assert table == {
         "AI_CHAT": (("ai.chat.request", "ai.chat.user.*.message"), "workqueue", 24 * 3600, -1, None),
         "AI_EVENTS": (("evt.chat.>", "evt.voice.>"), "limits", 15 * 60, -1, Republish("evt.>", "ai.>")),
-        "AI_CONTROL": (("ai.turn.cancel.*",), "limits", 3600, 1, None),
+        "AI_CONTROL": (("ai.turn.cancel.*",), "limits", 24 * 3600, 1, None),
         "KV_AI_SESSIONS": (("$KV.AI_SESSIONS.>",), "limits", 7 * 24 * 3600, 1, None),
         "DLQ": (("dlq.>",), "limits", 30 * 24 * 3600, -1, None),
     }

@@ -113,7 +113,7 @@ async def test_the_response_is_copied_to_the_inbox_that_the_caller_names(nats: N
     inbox = nc.new_inbox()
     copies = await nc.subscribe(inbox)
     async with serve(nats, echo):
-        await nc.publish(REQUEST, encode(ChatRequest(query="no id", response_subject=inbox)))
+        await Api(nc).publish(REQUEST, encode(ChatRequest(query="no id", response_subject=inbox)), {})
         copy = decode((await copies.next_msg(10)).data, ChatResponse)
     assert copy.response == "no id"
     assert copy.request_id
@@ -203,7 +203,7 @@ async def test_a_request_whose_deadline_passed_in_the_queue_is_told_without_bein
 
     request = ChatRequest(query="x", request_id=uuid.uuid4().hex, deadline_ms=1)
     responses = await nc.subscribe(CHAT.response_subject(str(request.request_id)))
-    await nc.publish(REQUEST, encode(request))
+    await Api(nc).publish(REQUEST, encode(request), {})
     await until(lambda: _one(nc), "the request is queued")
     async with serve(nats, handler):
         response = decode((await responses.next_msg(10)).data, ChatResponse)
@@ -302,7 +302,7 @@ async def test_a_copy_below_the_family_s_prefix_does_not_touch_another_turn(nats
         await ask(nc, CHAT, REQUEST, ChatRequest(query="theirs", request_id=other))
         for copy_to in (CHAT.response_subject(other), CHAT.response_subject(mine)):
             request = ChatRequest(query="mine", request_id=mine, response_subject=copy_to)
-            await nc.publish(REQUEST, encode(request))
+            await Api(nc).publish(REQUEST, encode(request), {})
             await nc.flush()
             await settled(nc)
     for request_id, text in ((mine, "mine"), (other, "theirs")):
@@ -357,7 +357,7 @@ async def test_the_same_request_id_again_gets_no_second_answer(nats: NatsServer,
     async with serve(nats, count):
         await ask(nc, CHAT, REQUEST, request)
         state = (await Api(nc).request("STREAM.INFO.AI_EVENTS"))["state"]
-        await nc.publish(REQUEST, encode(request))
+        await Api(nc).publish(REQUEST, encode(request), {})
         await until(lambda: len(runs) == 2, "the second request is run")
         await settled(nc)
         assert (await Api(nc).request("STREAM.INFO.AI_EVENTS"))["state"]["last_seq"] == state["last_seq"]
@@ -428,7 +428,7 @@ async def test_a_thousand_malformed_messages_leave_as_many_dead_letters_and_a_wo
                     and name not in ("truncated", "trailing bytes")
                 ):
                     expected.add(request_id)
-                await nc.publish(REQUEST, body)
+                await Api(nc).publish(REQUEST, body, {})
         await settled(nc)
         answered = await ask(nc, CHAT, REQUEST, ChatRequest(query="still there?"))
     letters = (await Api(nc).request("STREAM.INFO.DLQ"))["state"]
@@ -442,7 +442,7 @@ async def test_a_thousand_malformed_messages_leave_as_many_dead_letters_and_a_wo
 
 async def test_a_dead_letter_names_its_reason(nats: NatsServer, nc: Connection) -> None:
     for make in MALFORMED.values():
-        await nc.publish(REQUEST, make("x1"))
+        await Api(nc).publish(REQUEST, make("x1"), {})
     async with serve(nats, echo):
         await settled(nc)
     letters = await dead_letters(nc)

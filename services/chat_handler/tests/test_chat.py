@@ -137,7 +137,9 @@ async def test_an_inbox_that_the_request_names_gets_a_copy(nc: Connection, setti
     inbox = nc.new_inbox()
     copies = await nc.subscribe(inbox)
     async with serving(service, settings()):
-        await nc.publish(REQUEST, msgpack.packb({"query": QUERY, "enable_rag": False, "response_subject": inbox}))
+        await Api(nc).publish(
+            REQUEST, msgpack.packb({"query": QUERY, "enable_rag": False, "response_subject": inbox}), {}
+        )
         copy = decode((await copies.next_msg(10)).data, ChatResponse)
     assert (copy.response, bool(copy.request_id)) == ("Weekly [1].", True)
 
@@ -156,7 +158,7 @@ async def test_the_question_may_come_as_message(
     request_id = uuid.uuid4().hex
     responses = await nc.subscribe(CHAT.response_subject(request_id))
     async with serving(service, settings()):
-        await nc.publish(REQUEST, msgpack.packb({**fields, "request_id": request_id, "enable_rag": False}))
+        await Api(nc).publish(REQUEST, msgpack.packb({**fields, "request_id": request_id, "enable_rag": False}), {})
         await responses.next_msg(10)
     [chat] = models.bodies("/v1/chat/completions")
     assert chat["messages"][-1]["content"] == asked
@@ -229,7 +231,7 @@ async def test_the_metrics_count_turns_and_upstream_calls(nc: Connection, settin
 async def test_a_late_subscriber_reads_the_same_text(nc: Connection, settings: SettingsFor) -> None:
     request = question(enable_streaming=True)
     async with serving(service, settings()):
-        await nc.publish(REQUEST, encode(request))
+        await Api(nc).publish(REQUEST, encode(request), {})
         await settled(nc)
     events = await stored(nc, "AI_EVENTS", f"evt.chat.response.stream.{request.request_id}")
     assert text_of([decode(event.data, StreamEvent) for event in events]) == "Weekly [1]."

@@ -204,13 +204,24 @@ class Answer(Generic[R]):
     async def fail(self, response: R) -> None:
         """Answer with a response that tells of an error; raises as `finish` does."""
         await self._find_own()
-        await self.finish(response)
+        try:
+            await self.finish(response)
+        except Abandoned:
+            # The server reads at once, but stores in turn: a chunk that was on its way is sure to be seen only now.
+            if not await self._find_own():
+                raise
+            await self.finish(response)
 
-    async def _find_own(self) -> None:
-        """Take in a chunk that was stored although its publish was cut off: a failed turn cancels its `pump`."""
+    async def _find_own(self) -> bool:
+        """Take in a chunk that was stored although its publish was cut off (a failed turn cancels its `pump`); returns
+        whether there was one."""
         newest = await self._api.last(self._family.stream, self._stream) if self._streaming else None
-        if newest is not None and newest.headers.get(MSG_ID, "").startswith(f"{self.request_id}:{self._writer}:"):
-            self._last, self._seq = newest.sequence, decode(newest.data, StreamEvent).seq
+        if newest is None or newest.sequence == self._last:
+            return False
+        if not newest.headers.get(MSG_ID, "").startswith(f"{self.request_id}:{self._writer}:"):
+            return False
+        self._last, self._seq = newest.sequence, decode(newest.data, StreamEvent).seq
+        return True
 
     async def _event(
         self, type: Literal["chunk", "restart", "done", "error"], content: str = "", *, response: Response | None = None

@@ -7,6 +7,7 @@ so that none falls between the two.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,14 +15,20 @@ import nats.errors
 import structlog
 
 from handler_core import streams
-from handler_core.codec import decode
+from handler_core.codec import unpack_either, validate
 from handler_core.connection import Connection
 from handler_core.contract.control import CANCEL_SUBJECT, CancelRequest
 from handler_core.deadline import Deadline
-from handler_core.errors import Canceled, DeadlineExceeded, HandlerError
+from handler_core.errors import Canceled, DeadlineExceeded, HandlerError, Transient
 from handler_core.jetstream import Api, JetStreamError
 
 log = structlog.get_logger("handler_core.cancel")
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a look-up that failed after a reconnect is repeated."""
+
+REMEMBERED = 10.0
+"""Seconds for which a cancellation that was heard is kept: in a cluster it may be heard before it can be looked up."""
 
 _PREFIX = CANCEL_SUBJECT.removesuffix("{request_id}")
 
@@ -48,6 +55,7 @@ class Cancellations:
         self._nc = nc
         self._api = Api(nc)
         self._watched: dict[str, list[_Watch]] = {}
+        self._lately: dict[str, tuple[float, str]] = {}
         self._look_again = asyncio.Event()
         self._stream_missing = False
 
@@ -63,17 +71,25 @@ class Cancellations:
                 await self._look_again.wait()
                 self._look_again.clear()
                 for request_id in list(self._watched):
-                    with contextlib.suppress(HandlerError, JetStreamError):  # the next reconnect tries again
+                    try:
                         if (reason := await self._looked_up(request_id)) is not None:
                             self._cancel(request_id, reason)
+                    except (HandlerError, JetStreamError):  # a stream may be without its leader for a while
+                        self._look_again.set()
+                if self._look_again.is_set():
+                    await asyncio.sleep(LOOK_AGAIN)
         finally:
             self._nc.on_reconnect.remove(self._look_again.set)
             with contextlib.suppress(Exception):
                 await subscription.unsubscribe()
 
     @contextlib.asynccontextmanager
-    async def limited(self, request_id: str, deadline: Deadline) -> AsyncIterator[None]:
+    async def limited(self, request_id: str, deadline: Deadline, *, queued: bool = True) -> AsyncIterator[None]:
         """A block that ends when the turn is canceled, or its time is up; it does not begin when either is so already.
+
+        Args:
+            queued: whether the turn came from a queue, where it may have been canceled long ago. One that did not
+                goes on when JetStream cannot be asked.
 
         Raises:
             Canceled: the turn was taken back.
@@ -86,10 +102,8 @@ class Cancellations:
         self._watched.setdefault(request_id, []).append(watch)
         try:
             async with limit:
-                if (reason := await self._looked_up(request_id)) is not None:
+                if (reason := await self._known(request_id, queued)) is not None:
                     raise _canceled(reason)
-                if limit.expired():
-                    raise TimeoutError  # before Python 3.12 `wait_for` forgets a cancellation that meets the reply
                 yield
         except TimeoutError:
             if watch.reason is not None:
@@ -102,6 +116,16 @@ class Cancellations:
             watches.remove(watch)
             if not watches:
                 del self._watched[request_id]
+
+    async def _known(self, request_id: str, queued: bool) -> str | None:
+        if (heard := self._lately.get(request_id)) is not None:
+            return heard[1]
+        try:
+            return await self._looked_up(request_id)
+        except Transient:
+            if queued:
+                raise
+            return None
 
     async def _looked_up(self, request_id: str) -> str | None:
         """Why the turn was canceled, or None."""
@@ -119,7 +143,12 @@ class Cancellations:
         return None if found is None else _reason(found.data)
 
     async def _heard(self, message: Any) -> None:
-        self._cancel(message.subject.removeprefix(_PREFIX), _reason(message.data))
+        request_id, reason, now = message.subject.removeprefix(_PREFIX), _reason(message.data), time.monotonic()
+        self._cancel(request_id, reason)
+        self._lately.pop(request_id, None)
+        self._lately[request_id] = now, reason
+        while (oldest := next(iter(self._lately))) != request_id and self._lately[oldest][0] < now - REMEMBERED:
+            del self._lately[oldest]
 
     def _cancel(self, request_id: str, reason: str) -> None:
         for watch in self._watched.get(request_id, ()):
@@ -127,9 +156,9 @@ class Cancellations:
 
 
 def _reason(data: bytes) -> str:
-    """What the message says; that it came suffices, as from `nats pub ai.turn.cancel.{id} ''`."""
+    """What it says, in MessagePack or JSON; that it came suffices, as from `nats pub ai.turn.cancel.{id} ''`."""
     with contextlib.suppress(HandlerError):
-        return decode(data, CancelRequest).reason
+        return validate(unpack_either(data)[0], CancelRequest).reason
     return ""
 
 

@@ -96,6 +96,10 @@ class Busy(HandlerError):
     default_retryable = True
 
 
+class Refused(Busy):
+    """No room, and no waiting for it in the queue: its sender is told, and may try again."""
+
+
 class Transient(HandlerError):
     """Something passing on our side."""
 

@@ -4,10 +4,12 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from handler_core.errors import Busy
+from handler_core.errors import Busy, Refused
 
 WAITING = 4
 """Turns of a user that may wait for each that may run."""
+WAITING_IN_ALL = 64
+"""Turns of all users together that may wait: each takes room of the consumer's `max_ack_pending`."""
 RETRY_AFTER = 1.0
 """Seconds until room is likely."""
 SWEEP_EVERY = 60.0
@@ -43,7 +45,8 @@ class Fairness:
             wait: seconds after which it would come back at the latest; None for one that cannot wait.
 
         Raises:
-            Busy: the user has `limit` turns running: retryable where this one may wait.
+            Busy: the user has `limit` turns running, and this one may wait.
+            Refused: it may not.
         """
         if user is None or not limit:
             yield
@@ -54,10 +57,11 @@ class Fairness:
         state = self._users.setdefault(user, _User())
         state.waiting = {name: until for name, until in state.waiting.items() if until > now and name != identity}
         if state.running >= limit:
-            waits = wait is not None and len(state.waiting) < WAITING * limit
-            if waits and wait is not None:
-                state.waiting[identity] = now + wait
-            raise Busy(f"{limit} turns of this user are being answered", retryable=waits, retry_after=RETRY_AFTER)
+            text = f"{limit} turns of this user are being answered"
+            if wait is None or len(state.waiting) >= WAITING * limit or self._waiting(now) >= WAITING_IN_ALL:
+                raise Refused(text, retry_after=RETRY_AFTER)
+            state.waiting[identity] = now + wait
+            raise Busy(text, retry_after=RETRY_AFTER)
         state.running += 1
         try:
             yield
@@ -65,6 +69,10 @@ class Fairness:
             state.running -= 1
             if not state.running and not state.waiting:
                 self._users.pop(user, None)
+
+    def _waiting(self, now: float) -> int:
+        """Turns of all users that wait."""
+        return sum(until > now for state in self._users.values() for until in state.waiting.values())
 
     def _sweep(self, now: float) -> None:
         """Forget users whose waiting turns have come back elsewhere."""

@@ -94,3 +94,11 @@ def _user(subject: str) -> str | None:
     """The user in `ai.{family}.user.{user}.…`, which the server's permissions vouch for."""
     tokens = subject.split(".")
     return tokens[3] if len(tokens) > 4 and tokens[2] == "user" else None
+
+
+def named(body: dict[str, Any]) -> str | None:
+    """The id that a refused request gave itself, if that at least is valid."""
+    try:
+        return validate({"request_id": body.get("request_id")}, Request).request_id
+    except HandlerError:
+        return None

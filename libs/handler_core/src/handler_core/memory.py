@@ -69,7 +69,7 @@ class Memory:
         for _ in range(TRIES):
             turns, revision = await self._read(user, session)
             earlier = next((kept for kept in turns or () if kept.request_id == turn.request_id), None)
-            if earlier is not None and earlier.attempt > turn.attempt:
+            if earlier is not None and earlier.attempt >= turn.attempt:
                 return
             others = [kept for kept in turns or () if kept.request_id != turn.request_id]
             value = encode(_Stored(turns=prompt.recent([*others, turn], self._tokens)))

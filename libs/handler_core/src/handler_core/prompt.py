@@ -31,18 +31,21 @@ def tokens(text: str) -> int:
 
 
 def recent(turns: Sequence[SessionTurn], budget: int) -> list[SessionTurn]:
-    """The last turns that have `budget` tokens together at most, in their order; the oldest of them is cut if enough
-    of it fits."""
+    """The last turns that have `budget` tokens together at most, in their order. The oldest of them is cut if enough
+    of it fits; the newest is there in any case, its question cut to half the budget if need be."""
     kept: list[SessionTurn] = []
+    if budget < _SMALLEST_PASSAGE:
+        return kept
     for turn in reversed(turns):
-        left = budget - tokens(turn.query)
+        query = turn.query if kept else _cut(turn.query, budget // 2)  # the newest has its place, however long it is
+        left = budget - tokens(query)
         size = tokens(turn.response)
-        if left < min(size, _SMALLEST_PASSAGE):
+        if kept and left < min(size, _SMALLEST_PASSAGE):
             break
+        response = turn.response if size <= left else _cut(turn.response, left)
+        kept.append(turn.model_copy(update={"query": query, "response": response}))
         if size > left:
-            kept.append(turn.model_copy(update={"response": _cut(turn.response, left)}))
             break
-        kept.append(turn)
         budget = left - size
     return kept[::-1]
 
@@ -70,7 +73,9 @@ def fit(question: str, sources: Sequence[Source], budget: int, system: str | Non
 
 def _cut(text: str, budget: int) -> str:
     """As much of the text as has `budget` tokens."""
-    return text.encode()[: int((budget - 1) * _BYTES_PER_TOKEN)].decode(errors="ignore")
+    if tokens(text) <= budget:
+        return text
+    return text.encode()[: max(0, int((budget - 1) * _BYTES_PER_TOKEN))].decode(errors="ignore")
 
 
 def messages(

@@ -93,6 +93,8 @@ async def answer(
     if request.enable_rag:
         sources = await retrieve(rag, request, deadline, timings, degraded)
         sources = await rerank(rag, request, sources, deadline, timings, degraded)
+    room = rag.prompt_tokens - prompt.tokens(request.query) - prompt.tokens(request.system_prompt or prompt.SYSTEM)
+    history = prompt.recent(history, room // 2)
     said = sum(prompt.tokens(turn.query) + prompt.tokens(turn.response) for turn in history)
     sources = prompt.fit(request.query, sources, rag.prompt_tokens - said, request.system_prompt)
     messages = prompt.messages(request.query, sources, request.system_prompt, history)

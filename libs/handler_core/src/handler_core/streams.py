@@ -130,7 +130,7 @@ AI_CONTROL = Stream(
     ("ai.turn.cancel.*",),
     retention="limits",
     max_bytes=16 * MiB,
-    max_age=3600,
+    max_age=24 * 3600,  # as long as a turn may be queued
     max_msgs_per_subject=1,
     description="cancelled turns",
 )

@@ -1,21 +1,21 @@
 """From a delivered request to a coherent answer: what stands between the consumer and a family's handler."""
 
 import asyncio
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from handler_core import tracing
 from handler_core.answer import AlreadyAnswered, Answer
 from handler_core.cancel import Cancellations
-from handler_core.codec import unpack, validate
+from handler_core.codec import unpack
 from handler_core.connection import Connection
 from handler_core.context import Context
 from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Request
 from handler_core.contract.errors import ErrorType
 from handler_core.delivery import Delivery
-from handler_core.errors import Abandoned, HandlerError, from_info
+from handler_core.errors import Abandoned, Busy, HandlerError, Refused, from_info
 from handler_core.fairness import RETRY_AFTER, Fairness
-from handler_core.generation import Generation, complete, failed
+from handler_core.generation import Generation, complete, failed, named
 from handler_core.limits import Limits
 
 Q = TypeVar("Q", bound=Request)
@@ -71,7 +71,7 @@ class Turn(Generic[Q, R, C]):
         except HandlerError:
             self._generation.context(delivery)
             return
-        ctx = self._generation.context(delivery, _named(body))
+        ctx = self._generation.context(delivery, named(body))
         streaming, copy_to = body.get("enable_streaming") is True, body.get("response_subject")
         try:
             answer = self._answer(ctx, streaming, copy_to if isinstance(copy_to, str) else None)
@@ -119,7 +119,9 @@ class Turn(Generic[Q, R, C]):
         await answer.fail(failed(self._family.response, error, ctx))
 
     def _comes_back(self, error: HandlerError, ctx: Context[C]) -> bool:
-        return error.retryable and ctx.attempt < self._limits.max_deliveries and not self._too_late(error, ctx)
+        if not error.retryable or isinstance(error, Refused):
+            return False
+        return ctx.attempt < self._limits.max_deliveries and not self._too_late(error, ctx)
 
     def _too_late(self, error: HandlerError, ctx: Context[C]) -> bool:
         """Whether the deadline will have passed before another attempt."""
@@ -128,7 +130,8 @@ class Turn(Generic[Q, R, C]):
     async def _generate(self, request: Q, ctx: Context[C], answer: Answer[R]) -> R:
         """Run the handler, streaming its text, until its end, its deadline or its cancellation."""
         ctx.deadline.timeout(at_most=1)  # raises if the wait in the stream has used it up
-        wait = 2 * self._limits.soonest_retry(ctx.attempt, RETRY_AFTER)
+        busy = Busy("", retry_after=RETRY_AFTER)
+        wait = 2 * self._limits.soonest_retry(ctx.attempt, RETRY_AFTER) if self._comes_back(busy, ctx) else None
         try:
             with self._fairness.turn(request.user_id, self._limits.max_per_user, ctx.message.identity, wait):
                 async with self._cancellations.limited(ctx.request_id, ctx.deadline):
@@ -141,11 +144,3 @@ class Turn(Generic[Q, R, C]):
         except BaseExceptionGroup as group:
             # The handler's failure or the pump's: whichever came first has cancelled the other.
             raise group.exceptions[0] from None
-
-
-def _named(body: dict[str, Any]) -> str | None:
-    """The id that a refused request gave itself, if that at least is valid."""
-    try:
-        return validate({"request_id": body.get("request_id")}, Request).request_id
-    except HandlerError:
-        return None

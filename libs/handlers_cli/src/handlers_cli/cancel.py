@@ -41,13 +41,13 @@ async def cancel(config: CliSettings, request_id: str, reason: str, wait: float)
             raise typer.Exit(1)
         await send(api, request_id, reason)
         if wait <= 0:
-            out.print(f"{request_id}: the cancel is stored, for an hour", markup=False)
+            out.print(f"{request_id}: the cancel is stored, for a day", markup=False)
             return
         try:
             async with asyncio.timeout(wait):
                 response = await answered
         except TimeoutError:
-            text = f"no turn of this id was seen within {wait:g} s; it is canceled when it comes, for an hour"
+            text = f"no turn of this id was seen within {wait:g} s; it is canceled when it comes, for a day"
             out.print(f"{request_id}: {text}", markup=False)
             return
     out.print(f"{request_id} {_ended(response)}", markup=False)
