@@ -65,8 +65,8 @@ run: $(STAMP) ## keep the stack running in the foreground; Ctrl-C ends all of it
 bench: $(STAMP) ## measure the loop, the start and whole turns against the alternatives; ARGS="--help" for more
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-test: $(STAMP) ## all tests, against real servers started for the run
-	@$(BIN)/pytest $(CI_ARGS) -n auto $(ARGS)
+test: $(STAMP) ## all tests but those of images, against real servers started for the run
+	@$(BIN)/pytest $(CI_ARGS) -n auto --ignore tests/images $(ARGS)
 
 images: ## build the images, with docker or buildah; BUILDER= names another
 	@$(BUILDER) -f docker/base.Dockerfile -t slim-handlers/base .

@@ -1,7 +1,7 @@
 """The chat handler as it is usually written: one module, everything imported at the top.
 
-It works (embed, search, prompt, answer, ack) and imports the packages that `chat_handler` uses, no others, so that
-what differs in `start.json` is how they are used.
+It works (embed, search, prompt, answer, ack) and imports the packages that `chat_handler` uses, pymilvus for its search
+as the documentation of Milvus has it, and no others.
 """
 
 import asyncio
