@@ -4,6 +4,7 @@ Two real `python -m chat_handler` processes export to a real OTLP/HTTP receiver,
 """
 
 import contextlib
+import dataclasses
 import uuid
 
 import pytest
@@ -26,6 +27,7 @@ from local_inference.echo import Echo
 from local_inference.faults import Fault, Faults
 from local_inference.settings import Settings
 
+SOON = dataclasses.replace(streams.CHAT_HANDLER, ack_wait=2.0)
 SLOWLY = Faults(chat=Fault(token_delay_ms=50))
 
 pytestmark = pytest.mark.timeout(120)
@@ -36,7 +38,7 @@ async def test_one_trace_spans_a_turn_through_the_death_of_its_worker() -> None:
     async with contextlib.AsyncExitStack() as stack:
         nats = stack.enter_context(nats_server())
         nc = await stack.enter_async_context(connection(nats.url))
-        await streams.apply(Api(nc))
+        await streams.apply(Api(nc), consumers=[SOON])
         collected = await stack.enter_async_context(collector())
         models = await stack.enter_async_context(TestServer(app))
         environment = {
