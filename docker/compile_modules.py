@@ -32,6 +32,8 @@ def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
         try:
             compile_module(source, "/" + str(source.relative_to(root)), keep_sources)
         except SyntaxError as error:  # a module for another version of Python
+            if keep_sources:  # our own code: there is none that may be left out
+                raise
             print(f"left out: {source.relative_to(root)}: {error}", file=sys.stderr)
             source.unlink()
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from handler_core import streams
-from handler_core.cancel import Cancellations
+from handler_core.cancel import REMEMBERED_AT_MOST, Cancellations
 from handler_core.codec import decode, encode
 from handler_core.config import ServiceSettings
 from handler_core.connection import Connection
@@ -537,3 +537,16 @@ async def test_a_cancellation_heard_before_it_can_be_looked_up_counts(nats: Nats
         with pytest.raises(Canceled):
             async with cancellations.limited("x", Deadline.after(5)):
                 raise AssertionError("not reached")
+
+
+async def test_a_flood_of_cancellations_is_not_kept(nc: Connection) -> None:
+    cancellations = Cancellations(nc)
+    async with background(cancellations.run()):
+        await until(lambda: any(s.subject.startswith("ai.turn") for s in nc._subs.values()), "it listens")
+        for number in range(2 * REMEMBERED_AT_MOST):
+            await nc.publish(CANCEL_SUBJECT.format(request_id=number), b"")
+        await nc.publish(CANCEL_SUBJECT.format(request_id="x" * 200), b"")
+        await nc.publish(CANCEL_SUBJECT.format(request_id="last"), b"")
+        await until(lambda: "last" in cancellations._lately, "all of them are heard")
+    assert len(cancellations._lately) == REMEMBERED_AT_MOST
+    assert "x" * 200 not in cancellations._lately

@@ -194,7 +194,7 @@ async def test_a_turn_that_has_waited_for_all_its_deliveries_is_told_busy_and_no
     nats: NatsServer, nc: Connection
 ) -> None:
     users = Users("alice")
-    async with serve(nats, users.chat, max_deliveries=3):
+    async with serve(nats, users.chat, max_deliveries=5):
         first = await flood(nc, "alice", LIMIT)
         await until(lambda: users.running["alice"] == LIMIT, "the limit is reached")
         request = ChatRequest(query="x", user_id="alice", enable_streaming=True)

@@ -289,8 +289,8 @@ def request(**fields: str) -> ChatRequest:
 
 async def held(memory: Memory, asked: ChatRequest) -> ChatResponse:
     """A turn of this request, as a handler would do it."""
-    conversation = await Conversation.of(asked, memory, Timings())
-    return await conversation.add(ChatResponse(response="Then.", degraded=["reranker"]), str(asked.request_id), 1)
+    conversation = await Conversation.of(asked, str(asked.request_id), memory, Timings())
+    return await conversation.add(ChatResponse(response="Then.", degraded=["reranker"]), 1)
 
 
 async def test_without_the_bucket_the_answer_says_so(memory: Memory, nc: Connection) -> None:
@@ -318,24 +318,31 @@ async def test_what_cannot_be_read_is_said_replaced_and_may_be_forgotten(
 
 async def test_a_session_that_outgrows_what_the_server_takes_is_answered_and_said(nc: Connection) -> None:
     asked = request()
-    conversation = await Conversation.of(asked, Memory(nc, tokens=1_000_000), Timings())
-    response = await conversation.add(ChatResponse(response="x" * nc.max_payload), "r9", 1)
+    conversation = await Conversation.of(asked, "r9", Memory(nc, tokens=1_000_000), Timings())
+    response = await conversation.add(ChatResponse(response="x" * nc.max_payload), 1)
     assert response.degraded == ["memory"]
 
 
 async def test_a_request_without_a_session_asks_the_bucket_for_nothing(memory: Memory, nc: Connection) -> None:
     await Api(nc).request("STREAM.DELETE.KV_AI_SESSIONS")
     timings = Timings()
-    conversation = await Conversation.of(ChatRequest(query="x", user_id="alice"), memory, timings)
-    response = await conversation.add(ChatResponse(response="y"), "r1", 1)
+    conversation = await Conversation.of(ChatRequest(query="x", user_id="alice"), "r1", memory, timings)
+    response = await conversation.add(ChatResponse(response="y"), 1)
     assert (conversation.turns, response.degraded) == ([], [])
     assert timings.as_dict().keys() == {"total_ms"}
+
+
+async def test_an_earlier_attempt_at_a_request_without_an_id_is_no_part_of_its_history(memory: Memory) -> None:
+    asked = ChatRequest(query="Is it?", session_id="s1")
+    first = await Conversation.of(asked, "7-123456", memory, Timings())
+    await first.add(ChatResponse(response="It is."), 1)
+    assert (await Conversation.of(asked, "7-123456", memory, Timings())).turns == []
 
 
 async def test_an_earlier_attempt_at_the_same_request_is_no_part_of_its_history(memory: Memory) -> None:
     await memory.remember("alice", "s1", turn("r8", "Before."))
     await memory.remember("alice", "s1", turn("r9", "Half of it."))
-    conversation = await Conversation.of(request(), memory, Timings())
+    conversation = await Conversation.of(request(), "r9", memory, Timings())
     assert [kept.request_id for kept in conversation.turns] == ["r8"]
-    await conversation.add(ChatResponse(response="All of it."), "r9", 2)
+    await conversation.add(ChatResponse(response="All of it."), 2)
     assert await said(memory) == [("r8", "Before."), ("r9", "All of it.")]

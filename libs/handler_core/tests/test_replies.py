@@ -226,3 +226,18 @@ async def test_busy_says_that_it_may_be_tried_again(nats: NatsServer, nc: Connec
         gate.go_on.set()
     assert (busy["error"]["type"], busy["error"]["retryable"]) == ("busy", True)
     assert busy["error"]["retry_after_ms"] > 0
+
+
+async def test_nobody_has_the_service_write_to_its_own_inbox(nats: NatsServer, nc: Connection) -> None:
+    """A reply there would stand for that of the server, and spoil another user's turn."""
+    gate = Gate()
+    gate.go_on.set()
+    async with serve(nats, gate.chat) as runtime:
+        await request(nc, {"query": "x"})  # by now the service has asked for something itself
+        [own] = {inbox for inbox in runtime.nc._inboxes.values() if inbox.endswith(".")}
+        await nc.publish(ASK, b'{"query": "x"}', reply=f"{own}0123456789abcdef")
+        assert (await request(nc, {"query": "y"}))["success"]
+        told = json.loads((await nc.request("$SRV.STATS.replies", b"", timeout=10)).data)
+    [endpoint] = [each for each in told["endpoints"] if each["name"] == "ask"]
+    assert endpoint["num_errors"] == 1
+    assert "no inbox" in endpoint["last_error"]

@@ -39,7 +39,7 @@ PUBLISH_TRIES = 3
 SOURCE = "Answer-Source"
 """Header of every event: which message is being answered."""
 
-_INBOX = re.compile(r"_INBOX(\.[A-Za-z0-9_-]+)+").fullmatch
+_INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+").fullmatch
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 
@@ -87,7 +87,7 @@ class Answer(Generic[R]):
         self._family = family
         self._attempt = attempt
         self._streaming = streaming
-        self._copy_to = _writable(family, copy_to) if copy_to else None
+        self._copy_to = _writable(nc, family, copy_to) if copy_to else None
         self._headers = {**(headers or {}), SOURCE: source}
         self._final = f"evt.{family.prefix}.{request_id}"
         self._stream = f"evt.{family.prefix}.stream.{request_id}"
@@ -254,6 +254,7 @@ class Answer(Generic[R]):
             "messaging.operation.name": "send",
             "messaging.operation.type": "send",
             "messaging.destination.name": subject,
+            "messaging.destination.template": subject.removesuffix(self.request_id) + "{request_id}",
             "messaging.message.conversation_id": self.request_id,
         }
 
@@ -284,10 +285,10 @@ class Answer(Generic[R]):
         raise AssertionError("unreachable")
 
 
-def _writable(family: Family[R], subject: str) -> str:
+def _writable(nc: Connection, family: Family[R], subject: str) -> str:
     """The subject on which a copy for `subject` is published; a caller may name an inbox or the family's own."""
     prefix = f"ai.{family.prefix}."
-    if _INBOX(subject):
+    if _INBOX(subject) and not nc.owns(subject):
         return subject
     if subject.startswith(prefix) and _TOKEN(subject.removeprefix(prefix)):
         return "evt." + subject.removeprefix("ai.")

@@ -72,7 +72,8 @@ class Call(Incoming):
             nc.check(self.reply, 0)
         except BadSubject:
             return "a request whose reply subject is none"
-        return "a request whose reply subject is no inbox" if self.reply.startswith(_FORBIDDEN) else ""
+        forbidden = self.reply.startswith(_FORBIDDEN) or nc.owns(self.reply)
+        return "a request whose reply subject is no inbox" if forbidden else ""
 
     def send(self, nc: Connection, response: Response) -> None:
         """Send its reply, in the request's own format, with `nats.micro`'s error headers where it tells an error.

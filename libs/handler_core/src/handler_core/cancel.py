@@ -1,12 +1,13 @@
 """Turns that are taken back: `ai.turn.cancel.{request_id}`, at any moment.
 
-The stream `AI_CONTROL` keeps each cancellation for an hour, so that a turn that is still queued, or is redelivered,
+The stream `AI_CONTROL` keeps each cancellation for a day, so that a turn that is still queued, or is redelivered,
 finds it before its work begins; a turn that runs hears of it as it is published. A turn watches first and looks then,
 so that none falls between the two.
 """
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,6 +31,9 @@ LOOK_AGAIN = 1.0
 REMEMBERED = 10.0
 """Seconds for which a cancellation that was heard is kept: in a cluster it may be heard before it can be looked up."""
 
+REMEMBERED_AT_MOST = 4096
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _PREFIX = CANCEL_SUBJECT.removesuffix("{request_id}")
 
 
@@ -122,9 +126,9 @@ class Cancellations:
             return heard[1]
         try:
             return await self._looked_up(request_id)
-        except Transient:
+        except (Transient, JetStreamError) as error:
             if queued:
-                raise
+                raise Transient(f"whether it was canceled cannot be looked up: {error}") from None
             return None
 
     async def _looked_up(self, request_id: str) -> str | None:
@@ -145,9 +149,13 @@ class Cancellations:
     async def _heard(self, message: Any) -> None:
         request_id, reason, now = message.subject.removeprefix(_PREFIX), _reason(message.data), time.monotonic()
         self._cancel(request_id, reason)
+        if not _TOKEN(request_id):
+            return
         self._lately.pop(request_id, None)
         self._lately[request_id] = now, reason
-        while (oldest := next(iter(self._lately))) != request_id and self._lately[oldest][0] < now - REMEMBERED:
+        while (oldest := next(iter(self._lately))) != request_id:
+            if len(self._lately) <= REMEMBERED_AT_MOST and self._lately[oldest][0] > now - REMEMBERED:
+                break
             del self._lately[oldest]
 
     def _cancel(self, request_id: str, reason: str) -> None:

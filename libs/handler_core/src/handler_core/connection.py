@@ -99,8 +99,9 @@ class Connection(Client):
         self._ps: DirectParser = DirectParser(self)
         self._kick: asyncio.Future[None] | None = None
         self._replies = Replies(self)
+        self._inboxes: dict[int, str] = {}
         self.on_reconnect: list[Callable[[], None]] = []
-        """Called after each reconnect, before anything else is read."""
+        """Called after each reconnect, once the server has been told of all subscriptions again."""
 
     # -- publishing
 
@@ -205,6 +206,7 @@ class Connection(Client):
         """Subscribe `sink` to an inbox, bypassing nats-py's queue; returns the subscription's id."""
         subscription = await self.subscribe(inbox)
         self._ps.sinks[subscription._id] = sink
+        self._inboxes[subscription._id] = inbox.removesuffix("*")
         return int(subscription._id)
 
     def mute(self, sid: int) -> None:
@@ -220,6 +222,11 @@ class Connection(Client):
         finally:
             self._subs.pop(sid, None)
             self._ps.sinks.pop(sid, None)
+            self._inboxes.pop(sid, None)
+
+    def owns(self, subject: str) -> bool:
+        """Whether this connection listens there for what it has asked itself: nobody else may have us write to it."""
+        return any(subject.startswith(inbox) for inbox in self._inboxes.values())
 
     # -- where nats-py would be left waiting or deaf
 
@@ -314,6 +321,7 @@ async def connect(
         connect_timeout=CONNECT_TIMEOUT,  # type: ignore[arg-type]
         reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]
         max_reconnect_attempts=-1,
+        inbox_prefix=settings.nats_inbox_prefix,
         ping_interval=PING_INTERVAL,
         max_outstanding_pings=2,
         pending_size=PENDING_LIMIT,

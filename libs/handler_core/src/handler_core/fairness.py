@@ -12,6 +12,10 @@ WAITING_IN_ALL = 64
 """Turns of all users together that may wait: each takes room of the consumer's `max_ack_pending`."""
 RETRY_AFTER = 1.0
 """Seconds until room is likely."""
+RETRY_MAX = 5.0
+"""Seconds; a turn that waits for room comes back this often at least."""
+SPARED = 3
+"""Deliveries that waiting leaves to what comes after it: a turn may still fail, and be tried again."""
 SWEEP_EVERY = 60.0
 
 

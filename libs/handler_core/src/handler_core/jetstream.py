@@ -101,7 +101,9 @@ class Api:
             if error.err_code == NO_MESSAGE_FOUND:
                 return None
             raise
-        message = reply["message"]
+        message = reply.get("message")
+        if not isinstance(message, dict):
+            raise Transient(f"what answers for the stream {stream} is not JetStream")
         return Stored(
             subject=message["subject"],
             sequence=message["seq"],

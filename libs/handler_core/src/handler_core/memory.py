@@ -128,7 +128,8 @@ class Conversation:
     An answer that cannot be remembered, or was given without what was said before, names `memory` in `degraded`.
     """
 
-    def __init__(self, memory: Memory, request: ChatRequest, timings: Timings) -> None:
+    def __init__(self, memory: Memory, request: ChatRequest, request_id: str, timings: Timings) -> None:
+        self._request_id = request_id
         self.turns: list[SessionTurn] = []
         self._memory = memory
         self._request = request
@@ -136,25 +137,25 @@ class Conversation:
         self._degraded = False
 
     @classmethod
-    async def of(cls, request: ChatRequest, memory: Memory, timings: Timings) -> "Conversation":
-        """Recall what was said before this request."""
-        conversation = cls(memory, request, timings)
+    async def of(cls, request: ChatRequest, request_id: str, memory: Memory, timings: Timings) -> "Conversation":
+        """Recall what was said before this request, which `request_id` names even if it came without an id."""
+        conversation = cls(memory, request, request_id, timings)
         if request.session_id is not None:
             try:
                 with timings.stage("recall"):
                     turns = await memory.recall(request.user_id, request.session_id)
                 # An earlier attempt at this very request may have got as far as to be remembered.
-                conversation.turns = [turn for turn in turns if turn.request_id != request.request_id]
+                conversation.turns = [turn for turn in turns if turn.request_id != request_id]
             except Transient as error:
                 conversation._degrade(error)
         return conversation
 
-    async def add(self, response: ChatResponse, request_id: str, attempt: int) -> ChatResponse:
+    async def add(self, response: ChatResponse, attempt: int) -> ChatResponse:
         """Remember this turn, before its answer is sent: whoever asks on at once is understood."""
         session = self._request.session_id
         if session is not None:
             turn = SessionTurn(
-                request_id=request_id,
+                request_id=self._request_id,
                 attempt=attempt,
                 query=self._request.query,
                 response=response.response,

@@ -61,11 +61,16 @@ def _begin(
     start: float | None = None,
 ) -> Span:
     """A span below the sender's, or a root of the message's own trace."""
-    parent = carried(message.header(b"traceparent"))
+    parent, name = carried(message.header(b"traceparent")), template(message.subject)
     return tracer.begin(
-        f"{operation} {template(message.subject)}",
+        f"{operation} {name}",
         kind,
-        {**attributes, "messaging.operation.name": operation, "messaging.operation.type": operation},
+        {
+            **attributes,
+            "messaging.destination.template": name,
+            "messaging.operation.name": operation,
+            "messaging.operation.type": operation,
+        },
         parent=parent,
         state=carried_state(message.header(b"tracestate")) if parent else "",
         trace_id="" if parent else trace_id(made(message.identity)),

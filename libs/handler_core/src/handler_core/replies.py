@@ -4,6 +4,7 @@ What nats-py does for a request takes more than half as long again, and a turn m
 """
 
 import asyncio
+import secrets
 from typing import TYPE_CHECKING, Final
 
 import nats.errors
@@ -21,15 +22,13 @@ class Replies:
         self._nc = nc
         self._prefix = ""
         self._opening = asyncio.Lock()
-        self._asked = 0
         self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
 
     async def ask(self, subject: str, payload: bytes, *, headers: bytes, timeout: float) -> bytes:
         """Publish a request and wait for the body of its first reply; raises as `Connection.ask`."""
         if not self._prefix:
             await self._open()
-        self._asked += 1
-        token = b"%x" % self._asked
+        token = secrets.token_hex(8).encode()  # not to be guessed: whoever knew it could answer in the server's place
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[bytes] = loop.create_future()
         self._waiting[token] = reply

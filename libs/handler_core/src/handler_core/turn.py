@@ -14,7 +14,7 @@ from handler_core.contract.base import Request
 from handler_core.contract.errors import ErrorType
 from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, Busy, HandlerError, Refused, from_info
-from handler_core.fairness import RETRY_AFTER, Fairness
+from handler_core.fairness import RETRY_AFTER, RETRY_MAX, SPARED, Fairness
 from handler_core.generation import Generation, complete, failed, named
 from handler_core.limits import Limits
 
@@ -130,8 +130,9 @@ class Turn(Generic[Q, R, C]):
     async def _generate(self, request: Q, ctx: Context[C], answer: Answer[R]) -> R:
         """Run the handler, streaming its text, until its end, its deadline or its cancellation."""
         ctx.deadline.timeout(at_most=1)  # raises if the wait in the stream has used it up
-        busy = Busy("", retry_after=RETRY_AFTER)
-        wait = 2 * self._limits.soonest_retry(ctx.attempt, RETRY_AFTER) if self._comes_back(busy, ctx) else None
+        spared = ctx.attempt <= self._limits.max_deliveries - SPARED
+        waits = spared and self._comes_back(Busy("", retry_after=RETRY_AFTER), ctx)
+        wait = RETRY_MAX + 1 if waits else None
         try:
             with self._fairness.turn(request.user_id, self._limits.max_per_user, ctx.message.identity, wait):
                 async with self._cancellations.limited(ctx.request_id, ctx.deadline):

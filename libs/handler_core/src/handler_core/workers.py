@@ -15,7 +15,8 @@ import structlog
 from handler_core.connection import Connection
 from handler_core.deadletter import dead_letter
 from handler_core.delivery import Delivery
-from handler_core.errors import Abandoned, HandlerError, Internal, Transient
+from handler_core.errors import Abandoned, Busy, HandlerError, Internal, Transient
+from handler_core.fairness import RETRY_MAX
 from handler_core.jetstream import Api
 from handler_core.limits import Limits
 from handler_core.telemetry import SECONDS, Metrics, current
@@ -231,6 +232,8 @@ class Workers:
     async def _failed(self, delivery: Delivery, error: HandlerError, task: asyncio.Task[None]) -> None:
         if error.retryable:
             delay = self._limits.retry_delay(delivery.attempt, error.retry_after)
+            if isinstance(error, Busy):
+                delay = min(delay, max(RETRY_MAX, error.retry_after or 0.0))
             log.warning("message_retried", consumer=self.name, sequence=delivery.sequence, attempt=delivery.attempt,
                         error=error.message, stage=error.stage, delay=round(delay, 3))  # fmt: skip
             delivery.nak(delay)

@@ -24,7 +24,7 @@ class Settings(RagSettings, ServiceSettings):  # type: ignore[misc]  # a name of
     """Settings of the chat handler."""
 
     max_in_flight: int = Field(default=32, ge=1, le=1000)
-    """Turns answered at once by one worker: so many from the queue, and as many by request/reply."""
+    """Turns answered at once by one worker: so many from the queue, and as many by each endpoint."""
     max_turns_per_user: int = Field(default=8, ge=0)
     """Turns of one user at once in one worker; further ones wait or are told `busy`. 0 for no limit."""
     handler_timeout: float = Field(default=300.0, gt=0)
@@ -63,14 +63,14 @@ async def clients(settings: Settings, runtime: Runtime) -> AsyncIterator[Clients
 @service.replies("ask", contract.ASK_SUBJECT, contract.USER_ASK_SUBJECT, response=ChatResponse, limits=limits)
 @service.answers(streams.CHAT_HANDLER, CHAT, limits)
 async def chat(request: ChatRequest, ctx: Context[Clients]) -> AsyncIterator[str | ChatResponse]:
-    conversation = await Conversation.of(request, ctx.clients.memory, ctx.timings)
+    conversation = await Conversation.of(request, ctx.request_id, ctx.clients.memory, ctx.timings)
     answer = rag.answer(
         ctx.clients.rag, request, history=conversation.turns, deadline=ctx.deadline, timings=ctx.timings
     )
     async with aclosing(answer):
         async for piece in answer:
             if isinstance(piece, ChatResponse):
-                yield await conversation.add(piece, ctx.request_id, ctx.attempt)
+                yield await conversation.add(piece, ctx.attempt)
             else:
                 yield piece
 

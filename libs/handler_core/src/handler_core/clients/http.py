@@ -194,11 +194,11 @@ class Upstream:
     @property
     def place(self) -> dict[str, Value]:
         """Where it is, as the attributes of a span."""
-        return {"server.address": self._base.host or "", "server.port": self._base.port or 0}
+        return {"server.address": self._base.host or "", "server.port": self._base.port or 443}
 
     def _attributes(self, method: str, path: str) -> dict[str, Value]:
-        path = self._base.path.rstrip("/") + path
-        return {"http.request.method": method, "url.path": path, "peer.service": self.name, **self.place}
+        url = str(self._base.origin()) + self._base.path.rstrip("/") + path  # without the query, which may hold a key
+        return {"http.request.method": method, "url.full": url, "peer.service": self.name, **self.place}
 
     async def _send(self, method: str, path: str, data: bytes | None) -> aiohttp.ClientResponse:
         # Upstreams are near: compressing costs more than it saves, and holds tokens back.

@@ -90,7 +90,10 @@ class LLM:
         }
         reader = CompletionReader(self.upstream.failures)
         started, first_token = time.perf_counter(), None
-        with span(f"chat {body['model']}", "client", _request_attributes(body, self.upstream)) as call:
+        # A model that the request named is in the attributes only: span names must not be anybody's to choose.
+        with span(
+            "chat" if model else f"chat {self.model}", "client", _request_attributes(body, self.upstream)
+        ) as call:
             try:
                 async with self._open(body, deadline) as response:
                     while not reader.done:

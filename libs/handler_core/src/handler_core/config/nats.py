@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from handler_core.config.base import Settings, existing
 
@@ -21,6 +21,9 @@ class NatsSettings(Settings):
     nats_nkey_seed: SecretStr | None = None
     nats_creds: Path | None = None
     """A credentials file (JWT and seed)."""
+    nats_inbox_prefix: str = Field(default="_INBOX", pattern=r"^_INBOX[A-Za-z0-9_-]*$")
+    """Where replies to this connection arrive: one of its own for each user that shares an account with others, and the
+    right to subscribe to no other, or they read each other's replies."""
     nats_tls_ca: Path | None = None
     nats_tls_cert: Path | None = None
     nats_tls_key: Path | None = None
