@@ -22,7 +22,8 @@ from handler_core.context import Context
 from handler_core.contract.base import Message, Request, Token
 from handler_core.contract.chat import CHAT, ChatRequest, ChatResponse
 from handler_core.jetstream import Api
-from handler_core.service import ConnectionLost, Runtime, Service
+from handler_core.runtime import Runtime
+from handler_core.service import ConnectionLost, Service
 from handler_core.streams import CHAT_HANDLER, DLQ, Consumer, Stream, apply
 from handler_core.testing import NatsServer, free_port, nats_server, serving, until
 

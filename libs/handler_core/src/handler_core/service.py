@@ -20,19 +20,17 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import contextlib
-import gc
 import inspect
 import signal
 import sys
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from handler_core import codec, logs
-from handler_core.cancel import Cancellations
 from handler_core.config import ServiceSettings, load_or_exit, printable
 from handler_core.connection import Connection, connect
 from handler_core.consumer import PullConsumer
@@ -40,15 +38,15 @@ from handler_core.context import Context
 from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Message, Request
 from handler_core.delivery import Delivery
-from handler_core.fairness import Fairness
 from handler_core.generation import Generation
 from handler_core.health import Check, Health
+from handler_core.lifecycle import SETTLED_AFTER, Stopped, close, interrupted_by, spare_the_collector
 from handler_core.limits import Limits
 from handler_core.messaging import served, traced
+from handler_core.runtime import Runner, Runtime
 from handler_core.streams import Consumer
-from handler_core.tasks import background, loop_factory
+from handler_core.tasks import loop_factory
 from handler_core.telemetry import Metrics, current
-from handler_core.tracing import Tracer
 from handler_core.turn import Turn
 from handler_core.workers import Process, Refuse
 
@@ -57,46 +55,6 @@ log = structlog.get_logger("handler_core.service")
 S = TypeVar("S", bound=ServiceSettings)
 C = TypeVar("C")
 H = TypeVar("H", bound=Callable[..., Any])
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds that flushing the connection may take, and closing it: with the last export, less than 10 after the drain."""
-
-
-SETTLED_AFTER = 5.0
-"""Seconds from the start until what is loaded stays, modules that are imported late included."""
-
-
-@dataclass
-class Runtime:
-    """What a lifespan may use and add to."""
-
-    nc: Connection
-    metrics: Metrics
-    health: Health
-    tracer: Tracer | None = None
-    """Where spans go; None when nothing is exported."""
-    cancellations: Cancellations = field(init=False)
-    fairness: Fairness = field(init=False, default_factory=Fairness)
-
-    def __post_init__(self) -> None:
-        self.cancellations = Cancellations(self.nc)
-
-
-class Runner(Protocol):
-    """What serves: a consumer, or the endpoints together."""
-
-    @property
-    def in_flight(self) -> int: ...
-
-    @property
-    def problem(self) -> str:
-        """Why it does not serve; empty when it does."""
-
-    async def run(self) -> None:
-        """Serve until `stop`, then finish what runs."""
-
-    def stop(self) -> None: ...
-
 
 Lifespan = Callable[[S, Runtime], AsyncIterator[Any]]
 LimitsFor = Callable[[S], Limits]
@@ -224,7 +182,7 @@ class Service(Generic[S]):
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, interrupted, number)
-        loop.call_later(SETTLED_AFTER, _spare_the_collector)
+        loop.call_later(SETTLED_AFTER, spare_the_collector)
         try:
             await self.run(settings, stop)
         except (ConnectionLost, OSError) as error:
@@ -254,9 +212,9 @@ class Service(Generic[S]):
             port = await health.start(settings.health_host, settings.health_port)
             stack.push_async_callback(health.stop)
             try:
-                async with _interrupted_by(stop):
+                async with interrupted_by(stop):
                     runtime, clients = await self._build(stack, settings, health, metrics, lost)
-            except _Stopped:
+            except Stopped:
                 return
             runners = self._runners(runtime, clients, settings)
             for name, runner in runners.items():
@@ -281,7 +239,7 @@ class Service(Generic[S]):
             tracer = (await stack.enter_async_context(exporting(settings, self.name, metrics))).tracer
         health.ready["nats"] = lambda: "not connected"
         nc = await connect(settings, self.name, on_closed=lost.set)
-        stack.push_async_callback(_close, nc)
+        stack.push_async_callback(close, nc)
         health.ready["nats"] = lambda: "" if nc.is_connected else "not connected"
         health.alive["nats"] = lambda: "closed" if nc.is_closed else ""
         runtime = Runtime(nc, metrics, health, tracer)
@@ -383,43 +341,3 @@ def _problem(runner: Runner) -> Check:
 
 def _runs(task: asyncio.Task[None]) -> Check:
     return lambda: "its task has ended" if task.done() else ""
-
-
-def _spare_the_collector() -> None:
-    """Have the garbage collector look no more at what stays for good: some 100,000 objects of modules, which at its
-    defaults cost a tenth of the time of a busy worker, and pauses of 0.1 s."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-
-
-class _Stopped(Exception):
-    """The service was stopped before it had started."""
-
-
-@contextlib.asynccontextmanager
-async def _interrupted_by(stop: asyncio.Event) -> AsyncIterator[None]:
-    """Cancel the block when `stop` is set, and raise `_Stopped` after it."""
-
-    async def watch() -> None:
-        await stop.wait()
-        limit.reschedule(asyncio.get_running_loop().time())
-
-    limit = asyncio.timeout(None)
-    try:
-        async with limit, background(watch()):
-            yield
-    except TimeoutError:
-        if limit.expired():
-            raise _Stopped from None
-        raise
-
-
-async def _close(nc: Connection) -> None:
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            if nc.is_connected:
-                await nc.flush()
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await nc.close()

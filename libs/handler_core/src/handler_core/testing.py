@@ -30,7 +30,8 @@ from handler_core.connection import Connection, connect
 from handler_core.contract.answer import Family, Response, StreamEvent
 from handler_core.contract.base import Request
 from handler_core.jetstream import Api, Stored
-from handler_core.service import Runtime, Service
+from handler_core.runtime import Runtime
+from handler_core.service import Service
 
 R = TypeVar("R", bound=Response)
 S = TypeVar("S", bound=ServiceSettings)

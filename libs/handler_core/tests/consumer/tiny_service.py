@@ -13,7 +13,8 @@ from handler_core.config import ServiceSettings
 from handler_core.context import Context
 from handler_core.contract.base import Message
 from handler_core.limits import Limits
-from handler_core.service import Runtime, Service
+from handler_core.runtime import Runtime
+from handler_core.service import Service
 from handler_core.streams import Consumer
 
 STREAM = os.environ["STREAM"]

@@ -16,7 +16,8 @@ from handler_core.contract.session import SessionRequest, SessionResponse
 from handler_core.errors import NotFound
 from handler_core.limits import Limits
 from handler_core.memory import Conversation, Memory
-from handler_core.service import Runtime, Service
+from handler_core.runtime import Runtime
+from handler_core.service import Service
 from handler_core.upstreams import RagSettings, rag_clients
 
 
