@@ -60,7 +60,7 @@ def vector_store(settings: MilvusSettings, metrics: Metrics | None = None) -> Ve
     """The vector store; connects at its first use.
 
     Raises:
-        ImportError: pymilvus is not installed.
+        ImportError: gRPC or protobuf is not installed.
     """
     driver.require()
     return VectorStore(

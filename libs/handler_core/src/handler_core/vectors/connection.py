@@ -12,10 +12,14 @@ from handler_core.vectors import driver
 SETUP_TIMEOUT = 60.0
 """Seconds for making, indexing or loading a collection."""
 
-# Codes of Milvus's replies. Where there are two, the first is that of 2.3 and later.
-_COLLECTION_NOT_FOUND = {100, 4}
+# Codes of Milvus's replies. The old ones, of the enumeration ErrorCode, are the only ones before 2.3; later versions
+# send them beside the new ones, in which the same numbers mean other things (4: too many requests).
+_COLLECTION_NOT_FOUND = 100
+_COLLECTION_NOT_FOUND_OLD = 4
 _NOT_LOADED = 101
-_REFUSED = {1100, 6}  # an argument it does not accept
+_REFUSED = {800, 802, 1100, 1101, 1102, 1400, 1401}  # no such database, a wrong argument, no permission
+_REFUSED_OLD = {3, 5, 6}  # no permission, a wrong argument, and that of Milvus Lite
+_REFUSED_BY_GRPC = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 _SEARCHING = {"get_server_version", "describe_collection", "load_collection", "search"}
 _REFUSED_BY_PYMILVUS = {"ParamError", "DataNotMatchException", "ConnectionConfigException"}
 
@@ -30,8 +34,9 @@ class Connection:
     Both are made at the first call and made again after `close`.
 
     Args:
-        uri: `http://host:19530`; `https` for TLS.
-        token: `user:password` or an API key.
+        uri: `http://user:password@host:19530/database`, all but the host optional; `https` for TLS. As with pymilvus,
+            percent signs stand for themselves.
+        token: `user:password` or an API key, before those in `uri`.
         timeout: seconds for one call, connecting included; less when the deadline is nearer.
     """
 
@@ -39,8 +44,9 @@ class Connection:
         parts = urlsplit(uri)
         self._secure = parts.scheme == "https"
         self.address = f"{parts.hostname}:{parts.port or (443 if self._secure else 19530)}"
-        self._uri = uri
-        self._token = token
+        written = ":".join(filter(None, (parts.username, parts.password))) if parts.username else ""
+        self._token = token or written
+        self._database = parts.path.strip("/").partition("/")[0]
         self._timeout = timeout
         self._driver: Any = None
         self._client: Any = None
@@ -111,13 +117,17 @@ class Connection:
                 if self._searcher is None or self._searcher.broken:
                     # gRPC is slow to import.
                     searcher = await asyncio.to_thread(importlib.import_module, "handler_core.vectors.searcher")
-                    self._searcher = searcher.Searcher(self.address, secure=self._secure, token=self._token)
+                    self._searcher = searcher.Searcher(
+                        self.address, secure=self._secure, token=self._token, database=self._database
+                    )
                 return self._searcher
             if self._client is None:
                 pymilvus = await self.driver()
                 client = pymilvus.AsyncMilvusClient(
-                    uri=self._uri,
-                    token=self._token or "",
+                    # Not the URI as given: pymilvus repeats it in errors, password and all.
+                    uri=f"{'https' if self._secure else 'http'}://{self.address}",
+                    token=self._token,
+                    db_name=self._database,
                     timeout=self._timeout,
                     dedicated=True,  # one shared through pymilvus's registry would outlive `close`
                     grpc_options={"grpc.use_local_subchannel_pool": 1},  # as in `searcher`
@@ -128,11 +138,15 @@ class Connection:
     def _failure(self, error: Exception) -> HandlerError:
         code = getattr(error, "code", None)
         if callable(code):  # an error of gRPC itself, whose text is long and holds internals
-            return DownstreamUnavailable(f"Milvus at {self.address} failed: {code().name}")
+            name = code().name
+            return DownstreamUnavailable(
+                f"Milvus at {self.address} failed: {name}", retryable=name not in _REFUSED_BY_GRPC
+            )
         message = str(getattr(error, "message", error)).strip().partition("\n")[0][:300]
-        if {code, getattr(error, "compatible_code", None)} & _COLLECTION_NOT_FOUND:
+        old = getattr(error, "compatible_code", None)
+        if code == _COLLECTION_NOT_FOUND or (not code and old == _COLLECTION_NOT_FOUND_OLD):
             return NotFound(f"no such collection in Milvus: {message}")
         if code == _NOT_LOADED:
             return _NotLoaded(message)
-        refused = code in _REFUSED or type(error).__name__ in _REFUSED_BY_PYMILVUS
+        refused = code in _REFUSED or old in _REFUSED_OLD or type(error).__name__ in _REFUSED_BY_PYMILVUS
         return DownstreamUnavailable(f"Milvus at {self.address}: {message}", retryable=not refused)

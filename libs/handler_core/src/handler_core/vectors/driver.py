@@ -23,6 +23,10 @@ class Refused(Exception):
         self.message: str = status.reason
 
 
+class Undecodable(Exception):
+    """Milvus answered a call of `Searcher` with something that makes no sense."""
+
+
 def require() -> None:
     """Raise ImportError unless what a search needs is installed, without importing it."""
     if any(importlib.util.find_spec(name) is None for name in ("grpc", "google.protobuf")):
@@ -48,7 +52,9 @@ def load() -> Any:
 
 def errors() -> tuple[type[Exception], ...]:
     """What the clients raise; looked up when something is raised, so after they were imported."""
-    own = (Refused, importlib.import_module("grpc").RpcError)
+    grpc = importlib.import_module("grpc")
+    # UsageError: the connection was closed between two calls of one method.
+    own = (Refused, Undecodable, grpc.RpcError, grpc.aio.UsageError)
     if "pymilvus" not in sys.modules:
         return own
     return (*own, importlib.import_module("pymilvus.exceptions").MilvusException)

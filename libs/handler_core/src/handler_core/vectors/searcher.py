@@ -5,15 +5,17 @@ Beside pymilvus's client this takes a tenth of the time to import and a fraction
 
 import asyncio
 import base64
+import contextlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from handler_core.vectors import milvus_search_pb2 as milvus
-from handler_core.vectors.driver import Refused
+from handler_core.vectors.driver import Refused, Undecodable
 from handler_core.vectors.layout import Found
 
 SERVICE = "/milvus.proto.milvus.MilvusService/"
@@ -36,23 +38,29 @@ OPTIONS = [
 
 
 class Searcher:
-    """One channel to Milvus, connected at the first call, and `broken` when Milvus could not be reached.
+    """One channel to Milvus, connected at the first call, and `broken` when it is closed or could not reach Milvus.
 
     A broken one closes itself after its last call: gRPC would let it fail for a while before it connects again.
-    Every method raises `Refused`, or `grpc.RpcError` where no answer came within `timeout` seconds.
+    Every method raises `Refused` or `Undecodable`, `grpc.RpcError` where no answer came within `timeout` seconds, and
+    `grpc.aio.UsageError` after `close`.
 
     Args:
         address: `host:port`.
         secure: by TLS.
-        token: `user:password` or an API key.
+        token: `user:password` or an API key; none when empty.
+        database: the default one when empty.
     """
 
-    def __init__(self, address: str, *, secure: bool, token: str | None) -> None:
+    def __init__(self, address: str, *, secure: bool, token: str = "", database: str = "") -> None:
         self.broken = False
         self._calls = 0
-        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._database = database
+        self._metadata: list[tuple[str, str]] = []
         if token:
-            self._metadata = (("authorization", base64.b64encode(token.encode()).decode()),)
+            self._metadata.append(("authorization", base64.b64encode(token.encode()).decode()))
+        # Named here too, where Milvus looks when it checks privileges; gRPC takes no other characters.
+        if database and database.isascii() and database.isprintable():
+            self._metadata.append(("dbname", database))
         if secure:
             self._channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), OPTIONS)
         else:
@@ -67,18 +75,19 @@ class Searcher:
 
     async def describe_collection(self, name: str, *, timeout: float) -> Any:
         """The message `DescribeCollectionResponse`."""
-        request = milvus.DescribeCollectionRequest(collection_name=name)
+        request = milvus.DescribeCollectionRequest(db_name=self._database, collection_name=name)
         return await self._ask("DescribeCollection", request, milvus.DescribeCollectionResponse, timeout)
 
     async def load_collection(self, name: str, *, timeout: float) -> None:
         """Returns when the collection is in memory; the caller limits the time that this takes in all."""
-        request = milvus.LoadCollectionRequest(collection_name=name)
-        await self._ask("LoadCollection", request, milvus.Status, timeout)
-        while not await self._loaded(name, timeout):  # noqa: ASYNC110 - it is Milvus that is waited for
-            await asyncio.sleep(LOADING_INTERVAL)
+        request = milvus.LoadCollectionRequest(db_name=self._database, collection_name=name)
+        async with self._in_use():  # also between two looks
+            await self._ask("LoadCollection", request, milvus.Status, timeout)
+            while not await self._loaded(name, timeout):  # noqa: ASYNC110 - it is Milvus that is waited for
+                await asyncio.sleep(LOADING_INTERVAL)
 
     async def _loaded(self, name: str, timeout: float) -> bool:
-        request = milvus.GetLoadingProgressRequest(collection_name=name)
+        request = milvus.GetLoadingProgressRequest(db_name=self._database, collection_name=name)
         answer = await self._ask("GetLoadingProgress", request, milvus.GetLoadingProgressResponse, timeout)
         return bool(answer.progress >= 100)
 
@@ -97,6 +106,7 @@ class Searcher:
         parameters = {"topk": limit, "anns_field": anns_field, "round_decimal": -1, "params": "{}"}
         pair = milvus.KeyValuePair
         request = milvus.SearchRequest(
+            db_name=self._database,
             collection_name=collection,
             dsl=filter,
             dsl_type=EXPRESSION,
@@ -108,28 +118,46 @@ class Searcher:
             use_default_consistency=True,
         )
         answer = await self._ask("Search", request, milvus.SearchResults, timeout)
-        return list(_found(answer.results))
+        with _decoding("Search"):
+            return list(_found(answer.results))
 
-    async def _ask(self, method: str, request: Any, response: Any, timeout: float) -> Any:
-        call = self._channel.unary_unary(
-            SERVICE + method,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
+    @contextlib.asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[None]:
         self._calls += 1
         try:
-            answer = await call(request, timeout=timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            self.broken |= error.code() is grpc.StatusCode.UNAVAILABLE
-            raise
+            yield
         finally:
             self._calls -= 1
             if self.broken and not self._calls:
                 await self.close()
+
+    async def _ask(self, method: str, request: Any, response: Any, timeout: float) -> Any:
+        # Without a deserializer: gRPC would log its failure and go on with None.
+        call = self._channel.unary_unary(SERVICE + method, request_serializer=type(request).SerializeToString)
+        async with self._in_use():
+            try:
+                data = await call(request, timeout=timeout, metadata=self._metadata)
+            except grpc.RpcError as error:
+                self.broken |= error.code() is grpc.StatusCode.UNAVAILABLE
+                raise
+            except grpc.aio.UsageError:
+                self.broken = True
+                raise
+        with _decoding(method):
+            answer = response.FromString(data)
         status = getattr(answer, "status", answer)
         if status.code or status.error_code:
             raise Refused(status)
         return answer
+
+
+@contextlib.contextmanager
+def _decoding(method: str) -> Iterator[None]:
+    """What code that trusts an answer raises when it should not have, as `Undecodable`."""
+    try:
+        yield
+    except (DecodeError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise Undecodable(f"the answer to {method} cannot be decoded ({type(error).__name__})") from error
 
 
 def _placeholders(vector: Sequence[float]) -> bytes:
@@ -166,7 +194,8 @@ def _values(column: Any) -> Iterator[Any]:
 
 def _plain(value: Any, kind: str | None) -> Any:
     if kind == "json_data":
-        return json.loads(value)
+        return json.loads(value) if value else None
     if kind == "array_data":
-        return list(getattr(value, value.WhichOneof("data")).data)
+        of = value.WhichOneof("data")  # none when the array is empty
+        return list(getattr(value, of).data) if of else []
     return value

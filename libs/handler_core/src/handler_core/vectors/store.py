@@ -26,11 +26,13 @@ class VectorStore:
     """Collections of one Milvus server, over one connection that is made at the first use and made again when lost.
 
     Every method raises `NotFound` for an unknown collection, `DeadlineExceeded` when its `deadline` passes, and
-    `DownstreamUnavailable` when Milvus cannot be reached or does not answer in time, or (not retryable) refuses a call.
+    `DownstreamUnavailable` when Milvus cannot be reached, does not answer in time, has too much to do or answers
+    nonsense, or (not retryable) refuses a call.
 
     Args:
-        uri: `http://host:19530`; `https` for TLS.
-        token: `user:password` or an API key.
+        uri: `http://user:password@host:19530/database`, all but the host optional; `https` for TLS. As with pymilvus,
+            percent signs stand for themselves.
+        token: `user:password` or an API key, before those in `uri`.
         timeout: seconds for one call, less when the deadline is nearer.
         text_field: the field that holds the passage, in collections not made by `ensure_collection`.
         observe: metrics hook, called once a search as `observe("milvus", seconds, outcome)`; outcomes are `ok`,
@@ -66,7 +68,7 @@ class VectorStore:
         await self.close()
 
     async def connect(self, *, deadline: Deadline | None = None) -> None:
-        """Import the driver and ask the server for its version: before the first use, or to check that it is there."""
+        """Import gRPC and ask the server for its version: before the first use, or to check that it is there."""
         await self._call("get_server_version", deadline=deadline)
 
     async def close(self) -> None:
