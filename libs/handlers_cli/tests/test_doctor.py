@@ -200,7 +200,7 @@ async def test_without_nats_it_says_so_and_looks_at_the_rest(examine: Examine) -
 
 async def test_refused_credentials_are_named_as_such(examine: Examine) -> None:
     with nats_server("--user", "me", "--pass", "right") as server:
-        found = await examine(NATS_URL=server.url, NATS_USER="me", NATS_PASSWORD="wrong-one", timeout=1)
+        found = await examine(NATS_URL=server.url, NATS_USER="me", NATS_PASSWORD="wrong-one", timeout=4)
     assert "authorization" in found["NATS"]["found"].lower()
     assert "NATS_USER" in found["NATS"]["fix"]
     assert "wrong-one" not in json.dumps(found)

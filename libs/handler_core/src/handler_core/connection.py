@@ -261,10 +261,14 @@ class Connection(Client):
 
     async def _attempt_reconnect(self) -> None:
         # nats-py waits until the lost connection has sent what it holds, which may be never.
+        self.abort()
+        await super()._attempt_reconnect()
+
+    def abort(self) -> None:
+        """Drop the socket, with what it still holds."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        await super()._attempt_reconnect()
 
 
 async def connect(
@@ -311,23 +315,27 @@ async def connect(
         elif failures in (1, 10) or failures % 120 == 0:
             log.warning("nats_unreachable", url=masked(settings.nats_url), error=_text(exc), attempts=failures)
 
-    await nc.connect(
-        settings.nats_url.split(","),
-        name=name,
-        disconnected_cb=disconnected,
-        reconnected_cb=reconnected,
-        closed_cb=closed,
-        error_cb=error,
-        connect_timeout=CONNECT_TIMEOUT,  # type: ignore[arg-type]
-        reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]
-        max_reconnect_attempts=-1,
-        inbox_prefix=settings.nats_inbox_prefix,
-        ping_interval=PING_INTERVAL,
-        max_outstanding_pings=2,
-        pending_size=PENDING_LIMIT,
-        flush_timeout=CONNECT_TIMEOUT,
-        **credentials(settings),
-    )
+    try:
+        await nc.connect(
+            settings.nats_url.split(","),
+            name=name,
+            disconnected_cb=disconnected,
+            reconnected_cb=reconnected,
+            closed_cb=closed,
+            error_cb=error,
+            connect_timeout=CONNECT_TIMEOUT,  # type: ignore[arg-type]
+            reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]
+            max_reconnect_attempts=-1,
+            inbox_prefix=settings.nats_inbox_prefix,
+            ping_interval=PING_INTERVAL,
+            max_outstanding_pings=2,
+            pending_size=PENDING_LIMIT,
+            flush_timeout=CONNECT_TIMEOUT,
+            **credentials(settings),
+        )
+    except BaseException:
+        nc.abort()  # given up in the middle of an attempt, whose socket nats-py would leave open
+        raise
     return nc
 
 

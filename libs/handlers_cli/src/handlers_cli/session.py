@@ -39,7 +39,9 @@ async def connected(config: NatsSettings, timeout: float) -> AsyncIterator[Conne
         async with asyncio.timeout(timeout):
             nc = await connect(config, "handlers", on_failure=failures.append)
     except TimeoutError:
-        reason = failures[-1] if failures else "no answer"
+        # A refusal is sometimes seen as such, and sometimes as the reset of the connection that follows it.
+        refusals = [failure for failure in failures if "authorization" in failure.lower()]
+        reason = [*failures, *refusals][-1] if failures else "no answer"
         raise Unreachable(f"no connection to NATS at {masked(config.nats_url)} (NATS_URL): {reason}") from None
     try:
         yield nc
