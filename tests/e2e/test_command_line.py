@@ -198,3 +198,60 @@ def test_help_needs_no_settings_and_shows_an_example(command: list[str]) -> None
     shown = run({"NATS_URL": "nonsense"}, *command, "--help")
     assert shown.returncode == 0
     assert "Usage" in shown.stdout
+
+
+def test_a_session_is_remembered_shown_to_its_user_and_forgotten(stack: dict[str, str], documents: Path) -> None:
+    for question in ("How is green tea brewed?", "And for how long?"):
+        asked = run(stack, "ask", question, "--session", "tea", "--user", "alice", "--trace")
+        assert asked.returncode == 0, asked.stderr
+    for stage in ("recall", "embed", "search", "rerank", "llm", "remember", "stored", "trace_id"):
+        assert stage in asked.stdout
+    shown = run(stack, "sessions", "show", "tea", "--user", "alice")
+    assert "> How is green tea brewed?" in shown.stdout
+    assert "> And for how long?" in shown.stdout
+    assert run(stack, "sessions", "show", "tea", "--user", "bob").returncode == 1
+    assert run(stack, "sessions", "rm", "tea", "--user", "alice").returncode == 0
+    gone = run(stack, "sessions", "show", "tea", "--user", "alice")
+    assert (gone.returncode, gone.stderr) == (1, "error: no such session of this user\n")
+
+
+def test_a_turn_is_canceled_before_it_comes(stack: dict[str, str]) -> None:
+    canceled = run(stack, "cancel", "e2e-turn", "--reason", "a test", "--wait", "0.1")
+    assert canceled.returncode == 0, canceled.stderr
+    asked = run(stack, "ask", "Anything?", "--request-id", "e2e-turn", "--no-rag")
+    assert asked.returncode == 1
+    assert "canceled: a test" in asked.stderr
+
+
+def test_what_was_buried_is_listed_shown_replayed_and_purged(stack: dict[str, str]) -> None:
+    asked = run(stack, "ask", "Where?", "--collection", "nowhere", "--request-id", "buried")
+    assert "not_found" in asked.stderr
+    [letter] = [json.loads(line) for line in run(stack, "dlq", "ls", "--json").stdout.splitlines()]
+    sequence = str(letter["sequence"])
+    assert "Where?" in run(stack, "dlq", "show", sequence).stdout
+    assert run(stack, "dlq", "replay", sequence).returncode == 1, "its answer is stored already"
+    replayed = run(stack, "dlq", "replay", sequence, "--new-id")
+    assert (replayed.returncode, replayed.stdout.split()[0]) == (0, "replayed"), replayed.stderr
+    give_up = time.monotonic() + 20
+    while not run(stack, "dlq", "ls", "--json").stdout:
+        assert time.monotonic() < give_up, "it is buried again, since the collection is still missing"
+    assert run(stack, "dlq", "purge", "--all", "--yes").returncode == 0
+    assert run(stack, "dlq", "ls", "--json").stdout == ""
+
+
+def test_lag_services_doctor_and_bench_see_the_running_stack(stack: dict[str, str], documents: Path) -> None:
+    [lag] = [json.loads(line) for line in run(stack, "lag", "--json").stdout.splitlines()]
+    assert (lag["stream"], lag["consumer"], lag["lag"]) == ("AI_CHAT", "chat_handler", 0)
+    [service] = json.loads(run(stack, "services", "chat_handler", "--json").stdout)
+    assert "ai.chat.ask" in {endpoint["subject"] for endpoint in service["endpoints"]}
+    examined = run(stack, "doctor", "--timeout", "20", "--json")
+    assert examined.returncode == 0, examined.stdout
+    loaded = run(stack, "bench", "turns", "--turns", "8", "--concurrency", "4", "--no-rag", "--json")
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout)["answered"] == 8
+
+
+def test_the_rendered_streams_are_those_that_were_applied(stack: dict[str, str]) -> None:
+    rendered = [json.loads(line) for line in run(stack, "streams", "render", "--json").stdout.splitlines()]
+    assert {each["kind"] for each in rendered} == {"Stream", "Consumer"}
+    assert run(stack, "streams", "diff").returncode == 0
