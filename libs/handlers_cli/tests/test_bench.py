@@ -154,8 +154,12 @@ async def test_an_interrupted_run_takes_its_turns_back_and_keeps_what_it_has(nc:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert summary(load.tally)["unfinished"] == 2
-    canceled = {message.subject for message in await stored(nc, "AI_CONTROL", "ai.turn.cancel.*")}
-    assert canceled == {f"ai.turn.cancel.{request.request_id}" for request in worker.seen[1:]}
+    expected = {f"ai.turn.cancel.{request.request_id}" for request in worker.seen[1:]}
+
+    async def both() -> bool:  # sent and flushed, but the stream stores in its own time
+        return {message.subject for message in await stored(nc, "AI_CONTROL", "ai.turn.cancel.*")} == expected
+
+    await until(both, "both turns are taken back")
 
 
 async def test_ctrl_c_prints_what_there_is(nats: NatsServer, nc: Connection, worker: Any) -> None:
