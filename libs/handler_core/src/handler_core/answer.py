@@ -19,6 +19,7 @@ from typing import Generic, Literal, TypeVar
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.answer import Family, Response, StreamEvent
+from handler_core.contract.base import is_token
 from handler_core.contract.errors import ErrorInfo
 from handler_core.errors import Abandoned, InvalidRequest, Transient
 from handler_core.jetstream import (
@@ -40,7 +41,6 @@ SOURCE = "Answer-Source"
 """Header of every event: which message is being answered."""
 
 _INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+").fullmatch
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
 
 class AlreadyAnswered(Exception):
@@ -290,6 +290,6 @@ def _writable(nc: Connection, family: Family[R], subject: str) -> str:
     prefix = f"ai.{family.prefix}."
     if _INBOX(subject) and not nc.owns(subject):
         return subject
-    if subject.startswith(prefix) and _TOKEN(subject.removeprefix(prefix)):
+    if subject.startswith(prefix) and is_token(subject.removeprefix(prefix)):
         return "evt." + subject.removeprefix("ai.")
     raise InvalidRequest(f"response_subject: has to be an _INBOX or below {prefix}", stage="decode")

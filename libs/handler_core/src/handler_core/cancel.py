@@ -7,7 +7,6 @@ so that none falls between the two.
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,6 +17,7 @@ import structlog
 from handler_core import streams
 from handler_core.codec import unpack_either, validate
 from handler_core.connection import Connection
+from handler_core.contract.base import is_token
 from handler_core.contract.control import CANCEL_SUBJECT, CancelRequest
 from handler_core.deadline import Deadline
 from handler_core.errors import Canceled, DeadlineExceeded, HandlerError, Transient
@@ -33,7 +33,6 @@ REMEMBERED = 10.0
 
 REMEMBERED_AT_MOST = 4096
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _PREFIX = CANCEL_SUBJECT.removesuffix("{request_id}")
 
 
@@ -149,7 +148,7 @@ class Cancellations:
     async def _heard(self, message: Any) -> None:
         request_id, reason, now = message.subject.removeprefix(_PREFIX), _reason(message.data), time.monotonic()
         self._cancel(request_id, reason)
-        if not _TOKEN(request_id):
+        if not is_token(request_id):
             return
         self._lately.pop(request_id, None)
         self._lately[request_id] = now, reason

@@ -13,7 +13,7 @@ from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Request
 from handler_core.contract.errors import ErrorType
 from handler_core.delivery import Delivery
-from handler_core.errors import Abandoned, Busy, HandlerError, Refused, from_info
+from handler_core.errors import Abandoned, HandlerError, Refused, from_info
 from handler_core.fairness import RETRY_AFTER, RETRY_MAX, SPARED, Fairness
 from handler_core.generation import Generation, complete, failed, named
 from handler_core.limits import Limits
@@ -106,7 +106,7 @@ class Turn(Generic[Q, R, C]):
             ctx.log.warning("turn_failed", type=error.type.value, error=error.message, stage=error.stage)
             tracing.annotate({"error.type": error.type.value})
             await self._fail(error, ctx, answer)
-            if error.type in _DONE_WITH or (error.retryable and self._too_late(error, ctx)):
+            if error.type in _DONE_WITH or (error.retryable and self._too_late(ctx, error.retry_after)):
                 return  # nobody waits for it any more
             error.retryable = False  # what is left is kept as a dead letter
             raise
@@ -121,18 +121,17 @@ class Turn(Generic[Q, R, C]):
     def _comes_back(self, error: HandlerError, ctx: Context[C]) -> bool:
         if not error.retryable or isinstance(error, Refused):
             return False
-        return ctx.attempt < self._limits.max_deliveries and not self._too_late(error, ctx)
+        return ctx.attempt < self._limits.max_deliveries and not self._too_late(ctx, error.retry_after)
 
-    def _too_late(self, error: HandlerError, ctx: Context[C]) -> bool:
+    def _too_late(self, ctx: Context[C], retry_after: float | None) -> bool:
         """Whether the deadline will have passed before another attempt."""
-        return ctx.deadline.remaining() < self._limits.soonest_retry(ctx.attempt, error.retry_after)
+        return ctx.deadline.remaining() < self._limits.soonest_retry(ctx.attempt, retry_after)
 
     async def _generate(self, request: Q, ctx: Context[C], answer: Answer[R]) -> R:
         """Run the handler, streaming its text, until its end, its deadline or its cancellation."""
         ctx.deadline.timeout(at_most=1)  # raises if the wait in the stream has used it up
-        spared = ctx.attempt <= self._limits.max_deliveries - SPARED
-        waits = spared and self._comes_back(Busy("", retry_after=RETRY_AFTER), ctx)
-        wait = RETRY_MAX + 1 if waits else None
+        may_wait = ctx.attempt <= self._limits.max_deliveries - SPARED and not self._too_late(ctx, RETRY_AFTER)
+        wait = RETRY_MAX + 1 if may_wait else None
         try:
             with self._fairness.turn(request.user_id, self._limits.max_per_user, ctx.message.identity, wait):
                 async with self._cancellations.limited(ctx.request_id, ctx.deadline):

@@ -1,11 +1,16 @@
 """What every request and event has in common."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_ID = "[A-Za-z0-9_-]{1,64}"
+Token = Annotated[str, StringConstraints(pattern=f"^{_ID}$")]
 """An id that becomes a subject token: no dots, wildcards or spaces can reach a subject through it."""
+
+is_token = re.compile(_ID).fullmatch
+"""Whether a string is such an id, for one that is in no model."""
 
 
 class Message(BaseModel):
