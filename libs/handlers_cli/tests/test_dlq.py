@@ -1,6 +1,7 @@
 """`handlers dlq` against a real NATS server: letters as workers write them, read, replayed and purged."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -581,11 +582,18 @@ def _dialogue(nats: NatsServer, typed: bytes) -> int:
             seen = b""
             while b"for good?" not in seen:
                 seen += os.read(ours, 1024)
-            if typed:
-                os.write(ours, typed)
-            else:
-                process.send_signal(signal.SIGINT)
-            return process.wait(20)
+            try:
+                if typed:
+                    os.write(ours, typed)
+                    return process.wait(20)
+                # A signal in the moment before the terminal is read is seen only after it: pressed again, as one would.
+                for _ in range(40):
+                    process.send_signal(signal.SIGINT)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        return process.wait(0.5)
+                raise AssertionError("Ctrl-C does not end it")
+            finally:
+                process.kill()
     finally:
         os.close(ours)
 
