@@ -115,7 +115,7 @@ def test_a_handler_without_a_message_type_is_an_error_where_it_is_declared() -> 
 
     unfit: list[Any] = [untyped, plain, second, nothing]
     for handler in unfit:
-        with pytest.raises(TypeError, match=f"^{handler.__name__}: its first parameter .* a Message model$"):
+        with pytest.raises(TypeError, match=f"^{handler.__name__}: its first .* a Message or Delivery model$"):
             service.consumes(ADDER)(handler)
     unfit = [untyped, no_request]
     for handler in unfit:

@@ -62,11 +62,21 @@ def test_the_declarations_are_those_of_the_design() -> None:
     table = {s.name: (s.subjects, s.retention, s.max_age, s.max_msgs_per_subject, s.republish) for s in STREAMS}
     assert table == {
         "AI_CHAT": (("ai.chat.request", "ai.chat.user.*.message"), "workqueue", 24 * 3600, -1, None),
+        "AI_VOICE": (
+            ("ai.voice.request", "voice.request", "ai.voice.user.*.request"), "workqueue", 3600, -1, None
+        ),
+        "AI_TTS": (("ai.voice.tts.request.*",), "workqueue", 3600, -1, None),
+        "AI_STT": (
+            ("ai.voice.stream.*",), "limits", 15 * 60, -1,
+            Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}", headers_only=True),
+        ),
+        "AI_STT_SESSIONS": (("ai.voice.session.*",), "workqueue", 7 * 24 * 3600, 1, None),
         "AI_EVENTS": (("evt.chat.>", "evt.voice.>"), "limits", 15 * 60, -1, Republish("evt.>", "ai.>")),
         "AI_CONTROL": (("ai.turn.cancel.*",), "limits", 24 * 3600, 1, None),
         "KV_AI_SESSIONS": (("$KV.AI_SESSIONS.>",), "limits", 7 * 24 * 3600, 1, None),
         "DLQ": (("dlq.>",), "limits", 30 * 24 * 3600, -1, None),
-    }
+    }  # fmt: skip
+    assert [stream.name for stream in STREAMS if stream.refuse_per_subject] == ["AI_STT_SESSIONS"]
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
@@ -85,7 +95,7 @@ def test_every_consumer_leaves_giving_up_to_the_worker(consumer: Consumer) -> No
     config = consumer.config()
     assert config["max_deliver"] == -1
     assert config["ack_policy"] == "explicit"
-    assert config["ack_wait"] == 10 * SECOND
+    assert config["ack_wait"] == (5 if consumer.name == "stt_module" else 10) * SECOND
     assert consumer.stream in {stream.name for stream in STREAMS}
 
 
@@ -93,7 +103,10 @@ def test_every_consumer_leaves_giving_up_to_the_worker(consumer: Consumer) -> No
 
 
 async def test_apply_creates_everything_and_a_second_one_changes_nothing(api: Api) -> None:
-    missing = [*(f"stream {s.name} is missing" for s in STREAMS), "consumer AI_CHAT/chat_handler is missing"]
+    missing = [
+        *(f"stream {s.name} is missing" for s in STREAMS),
+        *(f"consumer {c.stream}/{c.name} is missing" for c in CONSUMERS),
+    ]
     assert [str(d) for d in await diff(api)] == missing
     assert [str(d) for d in await apply(api)] == missing
     assert await diff(api) == []

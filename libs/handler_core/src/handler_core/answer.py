@@ -14,12 +14,13 @@ import contextlib
 import re
 import time
 import uuid
-from typing import Generic, Literal, TypeVar
+from collections import deque
+from typing import Any, Generic, TypeVar
 
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.answer import Family, Response, StreamEvent
-from handler_core.contract.base import is_token
+from handler_core.contract.base import Message, is_token
 from handler_core.contract.errors import ErrorInfo
 from handler_core.errors import Abandoned, InvalidRequest, Transient
 from handler_core.jetstream import (
@@ -94,7 +95,7 @@ class Answer(Generic[R]):
         self._writer = uuid.uuid4().hex[:12]
         self._last = 0
         self._seq = 0
-        self._text: list[str] = []
+        self._pieces: deque[str | Message] = deque()
         self._work = asyncio.Event()
         self._closing = False
         self._opened = attempt == 1
@@ -128,7 +129,7 @@ class Answer(Generic[R]):
         if self._streaming and (event := await self._api.last(self._family.stream, self._stream)) is not None:
             if self._last not in (0, event.sequence):
                 raise Abandoned(f"another worker answers {self.request_id}")
-            newest = decode(event.data, StreamEvent)
+            newest = decode(event.data, self._family.event)
             self._last, self._seq = event.sequence, newest.seq
         final = await self._api.last(self._family.stream, self._final)
         if final is None:
@@ -138,20 +139,39 @@ class Answer(Generic[R]):
         response = decode(final.data, self._family.response)
         if newest is not None and not newest.done:
             if newest.type == "restart":
-                await self._event("chunk", getattr(response, "response", ""))
+                await self._event("chunk", content=getattr(response, "response", ""))
             await self._event("error" if response.error else "done", response=response)
         raise AlreadyAnswered(response.error if final.headers.get(SOURCE) == self._headers[SOURCE] else None)
 
-    # -- text
+    # -- what comes before the end
 
-    def write(self, text: str) -> None:
-        """Stream a piece of the answer; it goes out as soon as the piece before it is stored."""
-        if self._streaming and text:
-            self._text.append(text)
+    async def earlier(self) -> list[StreamEvent]:
+        """The events of earlier attempts, for a handler that goes on where another broke off; read when asked for.
+
+        Raises:
+            Transient: the stream does not answer.
+        """
+        found: list[StreamEvent] = []
+        sequence = 1
+        while self._streaming and self._attempt > 1:
+            event = await self._api.next(self._family.stream, self._stream, sequence)
+            if event is None or event.sequence > self._last:
+                break
+            found.append(decode(event.data, self._family.event))
+            sequence = event.sequence + 1
+        return found
+
+    def write(self, piece: str | Message) -> None:
+        """Stream a piece of the answer: text, or a message that is made an event of its own, whose `type` it has.
+
+        It goes out as soon as the piece before it is stored.
+        """
+        if self._streaming and piece:
+            self._pieces.append(piece)
             self._work.set()
 
     def close(self) -> None:
-        """No more text: `pump` returns once what is written is stored."""
+        """No more pieces: `pump` returns once what is written is stored."""
         self._closing = True
         self._work.set()
 
@@ -165,12 +185,25 @@ class Answer(Generic[R]):
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._text:
-                text = "".join(self._text)
-                self._text = [text[MAX_CHUNK:]] if len(text) > MAX_CHUNK else []
-                await self._event("chunk", text[:MAX_CHUNK])
+            while self._pieces:
+                piece = self._pieces.popleft()
+                if isinstance(piece, str):
+                    await self._event("chunk", content=self._joined(piece))
+                else:
+                    await self._event(**dict(piece))
             if self._closing:
                 return
+
+    def _joined(self, text: str) -> str:
+        """The text with that which has come after it meanwhile, but for what is too much for one event."""
+        texts = [text]
+        while self._pieces and isinstance(following := self._pieces[0], str):
+            self._pieces.popleft()
+            texts.append(following)
+        text = "".join(texts)
+        if len(text) > MAX_CHUNK:
+            self._pieces.appendleft(text[MAX_CHUNK:])
+        return text[:MAX_CHUNK]
 
     # -- the end
 
@@ -220,21 +253,19 @@ class Answer(Generic[R]):
             return False
         if not newest.headers.get(MSG_ID, "").startswith(f"{self.request_id}:{self._writer}:"):
             return False
-        self._last, self._seq = newest.sequence, decode(newest.data, StreamEvent).seq
+        self._last, self._seq = newest.sequence, decode(newest.data, self._family.event).seq
         return True
 
-    async def _event(
-        self, type: Literal["chunk", "restart", "done", "error"], content: str = "", *, response: Response | None = None
-    ) -> None:
-        event = StreamEvent(
+    async def _event(self, type: str, *, response: Response | None = None, **fields: Any) -> None:
+        event = self._family.event(
             request_id=self.request_id,
             seq=self._seq + 1,
             attempt=self._attempt,
             type=type,
-            content=content,
             done=type in ("done", "error"),
             error=response.error if response else None,
             timestamp=time.time(),
+            **fields,
         )
         headers = {EXPECTED_LAST: str(self._last), MSG_ID: f"{self.request_id}:{self._writer}:{event.seq}"}
         if self._span is None and (above := active.get()) is not None:

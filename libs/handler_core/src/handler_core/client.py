@@ -1,7 +1,8 @@
 """The caller's side of a turn: publish a request, follow its answer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from handler_core import tracing
@@ -90,33 +91,59 @@ async def follow(
     """
     if request.request_id is None:
         raise ValueError("request_id: is needed to follow the answer")
+
+    async def ask(api: Api) -> bool:
+        sequence = await publish(api, subject, request, headers)
+        if on_stored is not None:
+            on_stored(sequence)
+        return False
+
     streaming = bool(getattr(request, "enable_streaming", False))
+    async with aclosing(_followed(nc, family, request.request_id, streaming, ask)) as items:
+        async for item in items:
+            yield item
+
+
+async def attach(nc: Connection, family: Family[R], request_id: str) -> AsyncGenerator[StreamEvent | R, None]:
+    """Yield the events of a turn that somebody else asked for, from its first, then the final response; as `follow`."""
+
+    async def read(_: Api) -> bool:
+        return True
+
+    async with aclosing(_followed(nc, family, request_id, True, read)) as items:
+        async for item in items:
+            yield item
+
+
+async def _followed(
+    nc: Connection, family: Family[R], request_id: str, streaming: bool, begin: Callable[[Api], Awaitable[bool]]
+) -> AsyncGenerator[StreamEvent | R, None]:
+    """Listen, `begin`, and yield what comes; `begin` tells whether there may be something in the stream by then."""
     api = Api(nc)
     arrived: asyncio.Queue[StreamEvent | R | None] = asyncio.Queue()
 
     async def on_event(message: Any) -> None:
-        arrived.put_nowait(decode(message.data, StreamEvent))
+        arrived.put_nowait(decode(message.data, family.event))
 
     async def on_response(message: Any) -> None:
         arrived.put_nowait(decode(message.data, family.response))
 
-    def on_reconnect() -> None:
+    def look() -> None:
         arrived.put_nowait(None)
 
-    subscriptions = [await nc.subscribe(family.response_subject(request.request_id), cb=on_response)]
+    subscriptions = [await nc.subscribe(family.response_subject(request_id), cb=on_response)]
     if streaming:
-        subscriptions.append(await nc.subscribe(family.stream_subject(request.request_id), cb=on_event))
-    nc.on_reconnect.append(on_reconnect)
+        subscriptions.append(await nc.subscribe(family.stream_subject(request_id), cb=on_event))
+    nc.on_reconnect.append(look)
     try:
-        sequence = await publish(api, subject, request, headers)
-        if on_stored is not None:
-            on_stored(sequence)
+        if await begin(api):
+            look()
         response: R | None = None
         seq, ended = 0, not streaming
         while response is None or not ended:
             item = await arrived.get()
             if item is None:
-                for missed in await _stored(api, family, request.request_id, streaming):
+                for missed in await _stored(api, family, request_id, streaming):
                     arrived.put_nowait(missed)
             elif not isinstance(item, StreamEvent):
                 response = item
@@ -125,7 +152,7 @@ async def follow(
                 yield item
         yield response
     finally:
-        nc.on_reconnect.remove(on_reconnect)
+        nc.on_reconnect.remove(look)
         if not nc.is_closed:
             for subscription in subscriptions:
                 await subscription.unsubscribe()
@@ -137,7 +164,7 @@ async def _stored(api: Api, family: Family[R], request_id: str, streaming: bool)
     subject = "evt." + family.stream_subject(request_id).removeprefix("ai.")
     sequence = 1
     while streaming and (event := await api.next(family.stream, subject, sequence)) is not None:
-        found.append(decode(event.data, StreamEvent))
+        found.append(decode(event.data, family.event))
         sequence = event.sequence + 1
     final = await api.last(family.stream, "evt." + family.response_subject(request_id).removeprefix("ai."))
     if final is not None:

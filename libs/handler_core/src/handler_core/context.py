@@ -1,11 +1,13 @@
 """What a handler is given with a message."""
 
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import structlog
 
 from handler_core.codec import encode
 from handler_core.connection import Connection, trace_block
+from handler_core.contract.answer import StreamEvent
 from handler_core.contract.base import Message
 from handler_core.deadline import Deadline
 from handler_core.delivery import Incoming
@@ -19,6 +21,14 @@ C = TypeVar("C")
 _log = structlog.get_logger("handler")
 
 
+def _unheard(_: str | Message) -> None:
+    pass
+
+
+async def _nothing() -> list[StreamEvent]:
+    return []
+
+
 class Context(Generic[C]):
     """One message's surroundings; `C` is the type of what the service's lifespan yields.
 
@@ -26,7 +36,8 @@ class Context(Generic[C]):
     lost turn and `handler_timeout` all arrive as exceptions at its next `await`.
     """
 
-    __slots__ = ("_headers", "_log", "_nc", "_timings", "_trace", "clients", "deadline", "message", "request_id")
+    __slots__ = ("_headers", "_log", "_nc", "_timings", "_trace", "clients", "deadline", "earlier",
+                 "message", "request_id", "write")  # fmt: skip
 
     def __init__(
         self, nc: Connection, clients: C, message: Incoming, request_id: str, deadline: Deadline | None = None
@@ -38,6 +49,11 @@ class Context(Generic[C]):
         self.request_id = request_id
         self.deadline = deadline or Deadline.never()
         """When the answer is of no more use; hand it to every client call."""
+        self.write: Callable[[str | Message], None] = _unheard
+        """Streams a piece of the answer: text, or a message of the family's own that becomes an event. It returns at
+        once, and does nothing where nobody follows: in a request/reply, or a request that does not ask for it."""
+        self.earlier: Callable[[], Awaitable[list[StreamEvent]]] = _nothing
+        """Reads the events that earlier attempts at this request have streamed, the oldest first."""
         self._nc = nc
         self._timings: Timings | None = None
         self._log: structlog.stdlib.BoundLogger | None = None

@@ -9,7 +9,7 @@ from handler_core.codec import validate
 from handler_core.connection import Connection
 from handler_core.context import Context
 from handler_core.contract.answer import Response
-from handler_core.contract.base import Request
+from handler_core.contract.base import Message, Request
 from handler_core.deadline import Deadline
 from handler_core.delivery import Incoming
 from handler_core.errors import HandlerError, Internal
@@ -20,7 +20,8 @@ R = TypeVar("R", bound=Response)
 C = TypeVar("C")
 
 TurnHandler = Callable[[Q, Context[C]], AsyncIterator[str | R] | Awaitable[R]]
-"""An async generator that yields text as it comes and last the response, or a coroutine that returns the response."""
+"""An async generator that yields text as it comes and last the response, or a coroutine that returns the response and
+may stream by `ctx.write` before."""
 
 
 class Generation(Generic[Q, R, C]):
@@ -52,8 +53,9 @@ class Generation(Generic[Q, R, C]):
         current.set(ctx)
         return ctx
 
-    async def run(self, request: Q, ctx: Context[C], write: Callable[[str], None]) -> R:
-        """The handler's response; `write` is given the text as it comes."""
+    async def run(self, request: Q, ctx: Context[C], write: Callable[[str | Message], None]) -> R:
+        """The handler's response; `write` is given the pieces as they come."""
+        ctx.write = write
         result: Any = self._handler(request, ctx)
         if not hasattr(result, "__aiter__"):
             response: R = await result

@@ -19,6 +19,9 @@ class Limits:
     """Messages buffered beyond those; 0 for slow work, large for light work."""
     handler_timeout: float = 300.0
     """Seconds after which a handler is taken to hang: it is cancelled and its message retried."""
+    hands_over: bool = False
+    """Whether a worker that stops cancels its handlers and hands their messages back at once, because another worker
+    goes on where they broke off; otherwise they are finished first."""
     max_deliveries: int = 10
     """Attempts; a message that arrives once more is dead-lettered before its handler runs."""
     retry_base: float = 1.0

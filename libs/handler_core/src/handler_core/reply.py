@@ -10,7 +10,7 @@ from handler_core.cancel import Cancellations
 from handler_core.codec import unpack_either
 from handler_core.context import Context
 from handler_core.contract.answer import Response
-from handler_core.contract.base import Request
+from handler_core.contract.base import Message, Request
 from handler_core.errors import HandlerError, Internal
 from handler_core.fairness import Fairness
 from handler_core.generation import Generation, complete, failed, named
@@ -65,5 +65,5 @@ class Reply(Generic[Q, R, C]):
         return failed(self._response, error, ctx)
 
 
-def _drop(_: str) -> None:
+def _drop(_: str | Message) -> None:
     """There is nobody who would read the text before it is whole."""

@@ -108,11 +108,12 @@ class Service(Generic[S]):
     def consumes(self, consumer: Consumer, limits: LimitsFor[S] | None = None) -> Callable[[H], H]:
         """Bind `async def handler(message: Model, ctx: Context) -> None` to a consumer.
 
-        The model is the handler's first annotation. A message that does not fit it is dead-lettered.
+        The model is the handler's first annotation. A message that does not fit it is dead-lettered. A handler whose
+        annotation is `Delivery` is given the message as it came.
         """
 
         def bind(handler: H) -> H:
-            model = _first_annotation(handler, Message)
+            model = _first_annotation(handler, Message, Delivery)
 
             def make(runtime: Runtime, clients: Any, _: Limits) -> tuple[Process, None]:
                 return _typed(runtime.nc, clients, model, handler), None
@@ -317,9 +318,11 @@ class ConnectionLost(Exception):
     """NATS ended the connection and will not have it back; a fresh process may."""
 
 
-def _typed(nc: Connection, clients: Any, model: type[Message], handler: Callable[..., Awaitable[None]]) -> Process:
+def _typed(
+    nc: Connection, clients: Any, model: type[Message | Delivery], handler: Callable[..., Awaitable[None]]
+) -> Process:
     async def process(delivery: Delivery) -> None:
-        message = codec.decode(delivery.data, model)
+        message = delivery if issubclass(model, Delivery) else codec.decode(delivery.data, model)
         ctx = Context(nc, clients, delivery, getattr(message, "request_id", None) or "")
         current.set(ctx)
         await handler(message, ctx)
@@ -327,11 +330,12 @@ def _typed(nc: Connection, clients: Any, model: type[Message], handler: Callable
     return process
 
 
-def _first_annotation(handler: Callable[..., Any], base: type[Message]) -> type[Any]:
+def _first_annotation(handler: Callable[..., Any], *bases: type[Any]) -> type[Any]:
     parameter = next(iter(inspect.signature(handler).parameters), "")
     first = typing.get_type_hints(handler).get(parameter)
-    if not (isinstance(first, type) and issubclass(first, base)):
-        raise TypeError(f"{handler.__name__}: its first parameter has to be annotated with a {base.__name__} model")
+    if not (isinstance(first, type) and issubclass(first, bases)):
+        kinds = " or ".join(base.__name__ for base in bases)
+        raise TypeError(f"{handler.__name__}: its first parameter has to be annotated with a {kinds} model")
     return first
 
 

@@ -38,6 +38,8 @@ class Stream:
     """Seconds."""
     description: str = ""
     max_msgs_per_subject: int = -1
+    refuse_per_subject: bool = False
+    """Whether a subject that holds its `max_msgs_per_subject` refuses further ones, rather than forget its oldest."""
     duplicate_window: float = 120.0
     """Seconds in which a repeated `Nats-Msg-Id` is dropped."""
     republish: Republish | None = None
@@ -58,6 +60,7 @@ class Stream:
             "max_bytes": self.max_bytes,
             "max_age": int(self.max_age * NANOSECONDS),
             "max_msgs_per_subject": self.max_msgs_per_subject,
+            "discard_new_per_subject": self.refuse_per_subject,
             "duplicate_window": int(min(self.duplicate_window, self.max_age) * NANOSECONDS),
             "num_replicas": replicas,
             "allow_direct": True,
@@ -116,6 +119,41 @@ AI_CHAT = Stream(
     max_age=24 * 3600,
     description="questions waiting for an answer",
 )
+AI_VOICE = Stream(
+    "AI_VOICE",
+    ("ai.voice.request", "voice.request", "ai.voice.user.*.request"),
+    retention="workqueue",
+    max_bytes=1024 * MiB,
+    max_age=3600,
+    description="spoken questions waiting for an answer",
+)
+AI_TTS = Stream(
+    "AI_TTS",
+    ("ai.voice.tts.request.*",),
+    retention="workqueue",
+    max_bytes=256 * MiB,
+    max_age=3600,
+    description="texts waiting to be spoken",
+)
+AI_STT = Stream(
+    "AI_STT",
+    ("ai.voice.stream.*",),
+    retention="limits",
+    max_bytes=4096 * MiB,
+    max_age=15 * 60,
+    republish=Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}", headers_only=True),
+    description="the audio of live sessions; each chunk's headers ask for the session's ticket",
+)
+AI_STT_SESSIONS = Stream(
+    "AI_STT_SESSIONS",
+    ("ai.voice.session.*",),
+    retention="workqueue",
+    max_bytes=64 * MiB,
+    max_age=7 * 24 * 3600,
+    max_msgs_per_subject=1,
+    refuse_per_subject=True,
+    description="one ticket for each live session: whoever holds it listens to the session",
+)
 AI_EVENTS = Stream(
     "AI_EVENTS",
     ("evt.chat.>", "evt.voice.>"),
@@ -154,9 +192,20 @@ DLQ = Stream(
 )
 
 CHAT_HANDLER = Consumer("AI_CHAT", "chat_handler", description="answers questions")
+VOICE_ASSISTANT = Consumer("AI_VOICE", "voice_assistant", description="answers spoken questions")
+TTS_MODULE = Consumer("AI_TTS", "tts_module", description="speaks texts")
+STT_MODULE = Consumer(
+    "AI_STT_SESSIONS",
+    "stt_module",
+    ack_wait=5.0,  # somebody is speaking
+    max_ack_pending=16_384,
+    description="listens to live sessions",
+)
 
-STREAMS: tuple[Stream, ...] = (AI_CHAT, AI_EVENTS, AI_CONTROL, AI_SESSIONS, DLQ)
-CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER,)
+STREAMS: tuple[Stream, ...] = (
+    AI_CHAT, AI_VOICE, AI_TTS, AI_STT, AI_STT_SESSIONS, AI_EVENTS, AI_CONTROL, AI_SESSIONS, DLQ
+)  # fmt: skip
+CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER, VOICE_ASSISTANT, TTS_MODULE, STT_MODULE)
 
 # What the server (2.15) refuses to change on an existing stream or consumer; `retention` see `Difference.in_place`.
 _FIXED = frozenset({"storage", "sealed", "durable_name", "deliver_policy", "ack_policy",
@@ -166,8 +215,8 @@ _UNSAFE = frozenset({"ack_policy", "filter_subjects", "deliver_subject", "max_de
                      "priority_policy", "missing"})  # fmt: skip
 # What must not be set without being declared: it changes what is kept or delivered, and an update would undo it.
 _UNSET: dict[str, dict[str, Any]] = {
-    "stream": dict.fromkeys(("republish", "mirror", "sources", "subject_transform", "sealed", "no_ack",
-                             "discard_new_per_subject")) | {"max_msgs": -1, "max_msg_size": -1, "max_consumers": -1},
+    "stream": dict.fromkeys(("republish", "mirror", "sources", "subject_transform", "sealed", "no_ack"))
+    | {"max_msgs": -1, "max_msg_size": -1, "max_consumers": -1},
     "consumer": dict.fromkeys(("filter_subjects", "deliver_subject", "headers_only", "backoff", "inactive_threshold",
                                "priority_policy", "max_batch", "max_expires", "max_bytes", "mem_storage")),
 }  # fmt: skip

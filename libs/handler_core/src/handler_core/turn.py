@@ -136,6 +136,7 @@ class Turn(Generic[Q, R, C]):
             with self._fairness.turn(request.user_id, self._limits.max_per_user, ctx.message.identity, wait):
                 async with self._cancellations.limited(ctx.request_id, ctx.deadline):
                     await answer.open()
+                    ctx.earlier = answer.earlier
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(answer.pump())
                         response = await self._generation.run(request, ctx, answer.write)

@@ -91,10 +91,14 @@ class Workers:
             self._wake()
 
     def stop(self) -> None:
-        """Begin no more work: what waits goes back, what runs goes on."""
-        self._stopping = True
+        """Begin no more work: what waits goes back, what runs goes on unless it `hands_over`."""
+        stopped, self._stopping = self._stopping, True
         while self.buffer:
             self._hand_back(self.buffer.popleft())
+        if self._limits.hands_over and not stopped:
+            for task in self.running.values():
+                if task is not None:
+                    task.cancel()
 
     async def finish(self) -> None:
         """Wait until nothing runs any more, and end the workers."""

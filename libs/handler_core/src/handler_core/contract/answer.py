@@ -67,6 +67,8 @@ class Family(Generic[R]):
     prefix: str
     """Below `evt.` and `ai.`, such as `chat.response`."""
     response: type[R]
+    event: type[StreamEvent] = StreamEvent
+    """What its events look like."""
     stream: str = "AI_EVENTS"
     """The JetStream stream that keeps them."""
 

@@ -58,12 +58,9 @@ def _blank(text: object) -> bool:
     return text is None or (isinstance(text, str) and not text.strip())
 
 
-class ChatRequest(Request):
-    """A question, with how it is to be answered."""
+class Question(Request):
+    """How a question is to be answered, however it was asked."""
 
-    query: str = Field(default="", max_length=65_536)
-    """The question. `message` is accepted as well; the first that is not empty wins."""
-    message: str = Field(default="", max_length=65_536, exclude=True)
     collection: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
     """The Milvus collection to search; the handler's `COLLECTION_NAME` when absent."""
     filter: Annotated[dict[str, FilterTerm], BeforeValidator(_few)] = Field(default_factory=dict)
@@ -82,6 +79,14 @@ class ChatRequest(Request):
     username: str | None = Field(default=None, max_length=256)
     premium: bool = False
     """Answer with the premium endpoint and model, where one is configured."""
+
+
+class ChatRequest(Question):
+    """A question in text."""
+
+    query: str = Field(default="", max_length=65_536)
+    """The question. `message` is accepted as well; the first that is not empty wins."""
+    message: str = Field(default="", max_length=65_536, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
