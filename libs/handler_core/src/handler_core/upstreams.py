@@ -11,7 +11,16 @@ from handler_core.clients.embeddings import Embeddings
 from handler_core.clients.http import Upstream, new_session
 from handler_core.clients.llm import LLM
 from handler_core.clients.reranker import Reranker
-from handler_core.config import EmbeddingsSettings, LLMSettings, MilvusSettings, RerankerSettings
+from handler_core.clients.stt import STT
+from handler_core.clients.tts import TTS, VoicesFolder
+from handler_core.config import (
+    EmbeddingsSettings,
+    LLMSettings,
+    MilvusSettings,
+    RerankerSettings,
+    STTSettings,
+    TTSSettings,
+)
 from handler_core.errors import HandlerError
 from handler_core.rag import Rag
 from handler_core.tasks import background
@@ -88,6 +97,30 @@ def embeddings(
         metrics,
     )
     return Embeddings(upstream, settings.embeddings_model)
+
+
+def stt(session: aiohttp.ClientSession, settings: STTSettings, metrics: Metrics | None = None) -> STT:
+    """The transcription client over a shared session."""
+    upstream = _upstream(session, "stt", settings.stt_url, settings.stt_api_key, settings.stt_timeout, metrics)
+    return STT(upstream, settings.stt_model, language=settings.stt_language)
+
+
+def tts(session: aiohttp.ClientSession, settings: TTSSettings, metrics: Metrics | None = None) -> TTS:
+    """The speech client over a shared session."""
+    upstream = _upstream(session, "tts", settings.tts_url, settings.tts_api_key, settings.tts_timeout, metrics)
+    folder = settings.voices_dir
+    return TTS(
+        upstream,
+        engine=settings.tts_engine,
+        model=settings.tts_model,
+        speaker=settings.tts_speaker,
+        language=settings.tts_language,
+        concurrency=settings.tts_concurrency,
+        max_chars=settings.tts_max_chars,
+        names=settings.tts_voice_names,
+        sample_rate=settings.tts_sample_rate,
+        folder=None if folder is None else VoicesFolder(folder, settings.tts_voices_path),
+    )
 
 
 def _reranker(session: aiohttp.ClientSession, settings: RerankerSettings, metrics: Metrics | None) -> Reranker | None:

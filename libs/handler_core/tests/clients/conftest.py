@@ -46,7 +46,7 @@ class ScriptedServer:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = await request.read()
-        body = json.loads(raw) if raw else None
+        body = json.loads(raw) if raw and request.content_type == "application/json" else raw or None
         self.seen.append(Seen(request.method, request.path, request.query_string, request.headers, body))
         assert request.transport is not None
         self.connections.add(request.transport.get_extra_info("peername"))

@@ -1,7 +1,6 @@
 """One HTTP upstream: pooled connections, deadlines, retries, a circuit breaker, and errors that say what happened."""
 
 import asyncio
-import json
 import random
 import time
 from base64 import b64encode
@@ -15,9 +14,10 @@ import aiohttp
 import stamina
 from yarl import URL
 
+from handler_core.clients.body import Body
 from handler_core.clients.breaker import CircuitBreaker
 from handler_core.clients.failures import Failures, UpstreamError
-from handler_core.clients.response import Response
+from handler_core.clients.response import Reply, Response
 from handler_core.deadline import Deadline
 from handler_core.errors import DeadlineExceeded
 from handler_core.tracing import Value, annotate, span
@@ -120,11 +120,28 @@ class Upstream:
         """GET a JSON answer."""
         return await self._json("GET", path, None, deadline, timeout)
 
+    async def fetch(
+        self, method: str, path: str, body: Body | None = None, *, deadline: Deadline, timeout: float | None = None
+    ) -> Reply:
+        """An answer of any kind, read to its end."""
+
+        async def attempt() -> Reply:
+            async with self._exchange(method, path, body, deadline, timeout) as response:
+                return Reply(response.content_type, await response.read_all(self._max_body))
+
+        return await self._retrying(attempt, deadline)
+
     @asynccontextmanager
     async def stream(
-        self, path: str, body: Any, *, deadline: Deadline, timeout: float | None = None
+        self,
+        path: str,
+        body: Any,
+        *,
+        deadline: Deadline,
+        timeout: float | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Response]:
-        """POST `body` as JSON and read the answer piece by piece.
+        """POST `body`, as JSON unless it is a `Body`, and read the answer piece by piece; with a `query`, GET.
 
         Entered once the first bytes are there; from then on nothing is repeated. Leaving before the end of the body
         closes the connection, which aborts the request upstream.
@@ -132,7 +149,8 @@ class Upstream:
         async with AsyncExitStack() as stack:
 
             async def attempt() -> Response:
-                return await stack.enter_async_context(self._exchange("POST", path, body, deadline, timeout))
+                method = "POST" if query is None else "GET"
+                return await stack.enter_async_context(self._exchange(method, path, body, deadline, timeout, query))
 
             response = await self._retrying(attempt, deadline)
             # It answers: that need not wait for the end of a long stream.
@@ -179,14 +197,20 @@ class Upstream:
 
     @asynccontextmanager
     async def _exchange(
-        self, method: str, path: str, body: Any, deadline: Deadline, timeout: float | None
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        deadline: Deadline,
+        timeout: float | None,
+        query: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Response]:
         """One attempt: request, status, first bytes; then the caller reads. Recorded and closed however it ends."""
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, Body) else Body.json(body)
         with self._recorded(), span(method, "client", self._attributes(method, path)):
             response = Response(self.failures, deadline, self.timeout if timeout is None else timeout)
             try:
-                await response.open(partial(self._send, method, path, data))
+                await response.open(partial(self._send, method, path, data, query))
                 yield response
             finally:
                 response.close()
@@ -200,18 +224,23 @@ class Upstream:
         url = str(self._base.origin()) + self._base.path.rstrip("/") + path  # without the query, which may hold a key
         return {"http.request.method": method, "url.full": url, "peer.service": self.name, **self.place}
 
-    async def _send(self, method: str, path: str, data: bytes | None) -> aiohttp.ClientResponse:
+    async def _send(
+        self, method: str, path: str, body: Body | None, query: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
         # Upstreams are near: compressing costs more than it saves, and holds tokens back.
-        headers = {"Accept": "application/json, text/event-stream", "Accept-Encoding": "identity"}
-        if data is not None:
-            headers["Content-Type"] = "application/json"
+        headers = {"Accept": "application/json, text/event-stream, */*", "Accept-Encoding": "identity"}
+        if body is not None:
+            headers["Content-Type"] = body.content_type
         if self._headers is not None:
             headers.update(self._headers())
         if self._authorization is not None:
             headers["Authorization"] = self._authorization
         if (url := self._urls.get(path)) is None:
             url = self._urls[path] = self._base.joinpath(*path.strip("/").split("/")).with_query(self._base.query)
+        if query:
+            url = url.update_query(query)
         # A redirect would turn a POST into a GET, or take the key elsewhere: it is reported, not followed.
+        data = None if body is None else body.data
         answer = await self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
         annotate({"http.response.status_code": answer.status})
         return answer

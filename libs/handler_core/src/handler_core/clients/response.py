@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,6 +18,13 @@ _MAX_ERROR_BODY = 64 * 2**10
 _ERROR_BODY_TIMEOUT = 2.0
 _DRAIN_TIMEOUT = 0.25
 _BROKEN = (aiohttp.ClientError, HttpProcessingError, OSError)
+
+
+class Reply(NamedTuple):
+    """A whole answer; `content_type` as the header has it, with its parameters, and empty without one."""
+
+    content_type: str
+    body: bytes
 
 
 class Response:
@@ -92,6 +99,11 @@ class Response:
             async with asyncio.timeout(_DRAIN_TIMEOUT):
                 while await self._opened.content.readany():
                     pass
+
+    @property
+    def content_type(self) -> str:
+        """The answer's `Content-Type`, with its parameters; empty where it has none."""
+        return self._opened.headers.get("Content-Type", "")
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""

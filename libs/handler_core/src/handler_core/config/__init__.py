@@ -27,6 +27,8 @@ from handler_core.config.groups import (
     MilvusSettings,
     RerankerSettings,
     ServiceSettings,
+    STTSettings,
+    TTSSettings,
 )
 from handler_core.config.nats import NatsSettings
 from handler_core.config.telemetry import OtelSettings
@@ -41,9 +43,11 @@ __all__ = [
     "NatsSettings",
     "OtelSettings",
     "RerankerSettings",
+    "STTSettings",
     "ServiceSettings",
     "Settings",
     "SettingsError",
+    "TTSSettings",
     "existing",
     "load",
     "load_or_exit",
