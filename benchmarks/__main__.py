@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the message loop against its peers, how soon a handler is ready, and whole chat turns."""
+"""`python -m benchmarks`: the message loop against its peers, how soon a handler is ready, chat turns, and voice."""
 
 import argparse
 import asyncio
@@ -11,6 +11,7 @@ from benchmarks.loop import compare
 from benchmarks.processes import BUILD, BenchmarkError, say
 from benchmarks.start import measure
 from benchmarks.turns import compare as turns
+from benchmarks.voice import compare as voice
 
 LEAST_ROUNDS = 5
 
@@ -18,7 +19,7 @@ LEAST_ROUNDS = 5
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "which", nargs="?", choices=["all", "loop", "start", "turns"], default="all", help="default: all"
+        "which", nargs="?", choices=["all", "loop", "start", "turns", "voice"], default="all", help="default: all"
     )
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--messages", type=int, default=compare.MESSAGES, help="stored messages (default: %(default)s)")
@@ -45,6 +46,12 @@ async def main(arguments: argparse.Namespace) -> None:
             write("turns.json", found, arguments.rounds)
         elif arguments.which == "turns":
             raise BenchmarkError("no turns were measured")
+    if arguments.which in ("all", "voice"):
+        found = await voice.run(arguments.rounds)
+        if found is not None:
+            write("voice.json", found, arguments.rounds)
+        elif arguments.which == "voice":
+            raise BenchmarkError("nothing of voice was measured")
 
 
 def write(name: str, result: dict[str, object], rounds: int) -> None:

@@ -1,4 +1,5 @@
-"""`make demo`: the whole stack on ports and data of its own, one question, its streamed answer; then all gone again."""
+"""`make demo`: the whole stack on ports and data of its own, a written question and a spoken one; then all gone again,
+but for the spoken answer."""
 
 import contextlib
 import os
@@ -18,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 DOCUMENTS = ["docs"]
 QUESTION = "What keeps the message of a slow handler from being redelivered while it runs?"
+SERVICES = ["chat_handler", "voice_assistant"]
 READY_TIMEOUT = 60.0
+SPOKEN_QUESTION = Path("tests/audio/dead_letter.wav")
+SPOKEN_ANSWER = Path("build/demo/answer.wav")
 TOKEN_DELAY_MS = "15"
 """The extractive responder is done at once; this lets it speak at the pace of a language model."""
 
@@ -103,12 +107,13 @@ class Ready:
 
 @contextlib.contextmanager
 def stack() -> Iterator[Stack]:
-    """The running stack: NATS, Milvus Lite, local_inference and chat_handler."""
-    nats, milvus, inference, health = free_ports(4)
+    """The running stack: NATS, Milvus Lite, local_inference, chat_handler and voice_assistant."""
+    nats, milvus, inference, *health = free_ports(3 + len(SERVICES))
     (ROOT / ".data").mkdir(exist_ok=True)
     data = Path(tempfile.mkdtemp(prefix="demo-", dir=ROOT / ".data"))
     local = f"http://127.0.0.1:{inference}"
-    defaults = {"LLM_URL": os.environ.get("VLLM_URL", local), "EMBEDDINGS_URL": local, "RERANKER_URL": local}
+    defaults = {"LLM_URL": os.environ.get("VLLM_URL", local), "EMBEDDINGS_URL": local, "RERANKER_URL": local,
+                "STT_URL": os.environ.get("WHISPER_URL", local), "TTS_URL": local}  # fmt: skip
     environment = {
         **defaults,
         **os.environ,
@@ -128,10 +133,10 @@ def stack() -> Iterator[Stack]:
                       PORT=str(inference), FAULTS__CHAT__TOKEN_DELAY_MS=TOKEN_DELAY_MS)  # fmt: skip
         running.wait("nats", Ready(nats))
         handlers(running, "streams", "apply", quiet=True)
-        running.start(
-            "chat_handler", sys.executable, "-m", "chat_handler", HEALTH_HOST="127.0.0.1", HEALTH_PORT=str(health)
-        )
-        running.wait("chat_handler", Ready(health, "/readyz"))
+        for service, port in zip(SERVICES, health, strict=True):
+            running.start(service, sys.executable, "-m", service, HEALTH_HOST="127.0.0.1", HEALTH_PORT=str(port))
+        for service, port in zip(SERVICES, health, strict=True):
+            running.wait(service, Ready(port, "/readyz"))
         running.wait("local_inference", Ready(inference, "/health"))
         running.wait("milvus", Ready(milvus))
         yield running
@@ -159,11 +164,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        say("Starting NATS, Milvus Lite, local_inference and chat_handler …")
+        say("Starting NATS, Milvus Lite, local_inference, chat_handler and voice_assistant …")
         with stack() as running:
             handlers(running, "ingest", *DOCUMENTS)
             handlers(running, "ask", QUESTION, "--top-k", "4")
+            (ROOT / SPOKEN_ANSWER).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / SPOKEN_ANSWER).unlink(missing_ok=True)
+            handlers(running, "talk", str(SPOKEN_QUESTION), "-o", str(SPOKEN_ANSWER))
         say(f"\nDone in {time.monotonic() - began:.0f} s; everything is stopped and removed.")
+        print(f"The spoken answer is in {SPOKEN_ANSWER}; the question was {SPOKEN_QUESTION}.")
         print("Next: `make run` keeps the stack running; then ask your own questions with `.venv/bin/handlers ask`.")
     except DemoError as error:
         print(f"\nThe demo failed: {error}\nNext: `make clean`, then `make demo` again.", file=sys.stderr)

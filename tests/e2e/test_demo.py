@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -38,15 +39,20 @@ def start(marker: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_the_demo_answers_with_two_citations_or_more_and_leaves_nothing_behind() -> None:
+def test_the_demo_answers_in_writing_and_in_speech_and_leaves_nothing_but_the_spoken_answer() -> None:
     marker = f"{os.getpid()}-whole"
     demo = start(marker)
     printed, _ = demo.communicate(timeout=150)
     assert demo.returncode == 0, printed
-    answer = printed.split("$ handlers ask")[1].split("Sources")[0]
+    written, spoken = printed.split("$ handlers ask")[1].split("$ handlers talk")
+    answer = written.split("Sources")[0]
     assert len(set(re.findall(r"\[\d\]", answer))) >= 2, printed
     assert len(re.findall(r"^ +\[\d\].* cited +docs/", printed, re.MULTILINE)) >= 2, printed
-    assert "Where the time went" in printed
+    assert "Where the time went" in written
+    assert "what is a dead letter" in spoken.lower()
+    assert "Where the time went" in spoken
+    with wave.open(str(ROOT / "build" / "demo" / "answer.wav")) as audio:
+        assert audio.getnframes() > audio.getframerate(), "the spoken answer is shorter than a second"
     assert leftovers(marker) == []
 
 
