@@ -31,6 +31,8 @@ LEAST, GAP = 3, 4
 """In frames of 10 ms: shorter stretches are no word, shorter gaps part none."""
 SENTENCE = 60
 """In frames of 10 ms: gaps as long as that part utterances."""
+SCENES = 12
+"""Of six recordings each."""
 NOISES = ("white", "pink", "babble")
 RATIOS = (20, 10, 5)
 """Decibels of speech to noise."""
@@ -89,7 +91,7 @@ def run() -> dict[str, object]:
     clips = list(_clips(AUDIO))
     if not clips:
         raise BenchmarkError(f"no speech in {AUDIO}: WAV files of {RATE} Hz are needed")
-    scenes = [_scene([clips[i] for i in rng.permutation(len(clips))[:6]], rng) for _ in range(max(4, len(clips) // 2))]
+    scenes = [_scene([clips[i] for i in rng.permutation(len(clips))[:6]], rng) for _ in range(SCENES)]
     say(f"{len(clips)} recordings, {len(scenes)} scenes of {sum(len(s.speech) for s in scenes) / RATE:.0f} s")
     result: dict[str, object] = {}
     for noise in ("none", *NOISES):

@@ -5,14 +5,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from handler_core import tracing
+from handler_core import streams, tracing
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.answer import Family, Response, StreamEvent
 from handler_core.contract.base import Request
 from handler_core.errors import Busy
 from handler_core.jetstream import MSG_ID, Api, JetStreamError
-from handler_core.streams import STREAMS
 
 R = TypeVar("R", bound=Response)
 
@@ -32,7 +31,8 @@ async def publish(api: Api, subject: str, request: Request, headers: dict[str, s
         Transient: no stream takes the subject, or NATS does not answer.
         JetStreamError: the stream refused it for another reason.
     """
-    queue, template = _queue(subject)
+    stream, template = streams.declared(subject) or (None, subject)
+    queue = subject if stream is None else stream.name
     payload = encode(request)
     attributes: dict[str, tracing.Value] = {
         "messaging.system": "nats",
@@ -56,17 +56,6 @@ async def publish(api: Api, subject: str, request: Request, headers: dict[str, s
                 text = f"the queue {queue} cannot grow: {owner} JetStream storage is full"
                 raise Busy(text, stage="queue", retry_after=RETRY_AFTER) from None
             raise
-
-
-def _queue(subject: str) -> tuple[str, str]:
-    """The stream that is declared for a subject, and the subject as declared there, which names no user."""
-    tokens = subject.split(".")
-    for stream in STREAMS:
-        for pattern in stream.subjects:
-            expected = pattern.split(".")
-            if len(expected) == len(tokens) and all(e in ("*", t) for e, t in zip(expected, tokens, strict=True)):
-                return stream.name, pattern
-    return subject, subject
 
 
 async def follow(

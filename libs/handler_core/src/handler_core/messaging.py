@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from handler_core.delivery import Delivery, Incoming
-from handler_core.streams import Consumer
+from handler_core.streams import Consumer, declared
 from handler_core.telemetry import carried, carried_state, made, trace_id
 from handler_core.tracing import Kind, Span, Tracer, Value, Within
 from handler_core.workers import Process
@@ -79,11 +79,15 @@ def _begin(
 
 
 def template(subject: str) -> str:
-    """A subject with its ids as wildcards: as a span's name, it must not be different for each user.
+    """A subject with its ids as wildcards: as a span's name, it must not be different for each user or session.
 
     >>> template("ai.chat.user.alice.message")
     'ai.chat.user.*.message'
+    >>> template("ai.voice.tts.request.s1")
+    'ai.voice.tts.request.*'
     """
+    if (known := declared(subject)) is not None:
+        return known[1]
     tokens = subject.split(".")
     if len(tokens) > 4 and tokens[2] == "user":
         tokens[3] = "*"

@@ -207,6 +207,19 @@ STREAMS: tuple[Stream, ...] = (
 )  # fmt: skip
 CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER, VOICE_ASSISTANT, TTS_MODULE, STT_MODULE)
 
+
+def declared(subject: str) -> tuple[Stream, str] | None:
+    """The stream that takes a subject, and the subject as declared there, which names no user and no session; None for
+    one that no stream of single-token wildcards takes."""
+    tokens = subject.split(".")
+    for stream in STREAMS:
+        for pattern in stream.subjects:
+            expected = pattern.split(".")
+            if len(expected) == len(tokens) and all(e in ("*", t) for e, t in zip(expected, tokens, strict=True)):
+                return stream, pattern
+    return None
+
+
 # What the server (2.15) refuses to change on an existing stream or consumer; `retention` see `Difference.in_place`.
 _FIXED = frozenset({"storage", "sealed", "durable_name", "deliver_policy", "ack_policy",
                     "replay_policy", "max_waiting", "deliver_subject", "mem_storage"})  # fmt: skip
