@@ -13,6 +13,7 @@ from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.chat import ChatRequest, ChatResponse
 from handler_core.contract.session import SessionTurn
+from handler_core.contract.voice import VoiceRequest, VoiceResponse
 from handler_core.errors import Transient
 from handler_core.jetstream import Api
 from handler_core.memory import Conversation, Memory, _Stored
@@ -217,6 +218,69 @@ def test_of_the_attempts_at_a_turn_the_highest_is_kept_whatever_their_order(nats
         few = settings(max_examples=15, stateful_step_count=12, deadline=None)
         run_state_machine_as_test(Attempts, settings=few)
         runner.run(stack.__aexit__(None, None, None))
+
+
+# -- what is heard of an answer
+
+
+async def test_an_answer_is_amended_in_its_place(memory: Memory) -> None:
+    for name in ("a", "b", "c"):
+        await memory.remember("alice", "s1", turn(name))
+    assert await memory.amend("alice", "s1", turn("b", "It… [1]"))
+    assert await said(memory) == [("a", "It is."), ("b", "It…"), ("c", "It is.")]
+
+
+@pytest.mark.parametrize(
+    ("user", "session", "name", "attempt"), [("bob", "s1", "a", 1), ("alice", "s2", "a", 1), ("alice", "s1", "b", 1),
+                                             ("alice", "s1", "a", 2)]
+)  # fmt: skip
+async def test_what_is_not_there_or_another_attempts_is_not_amended(
+    memory: Memory, user: str, session: str, name: str, attempt: int
+) -> None:
+    await memory.remember("alice", "s1", turn("a"))
+    assert not await memory.amend(user, session, turn(name, "…", attempt))
+    assert await said(memory) == [("a", "It is.")]
+
+
+async def test_a_session_that_was_forgotten_is_not_amended_back(memory: Memory) -> None:
+    await memory.remember("alice", "s1", turn("a"))
+    await memory.forget("alice", "s1")
+    assert not await memory.amend("alice", "s1", turn("a", "…"))
+    assert await memory.recall("alice", "s1") == []
+
+
+async def test_answers_amended_while_others_are_remembered_are_all_kept(memory: Memory) -> None:
+    for n in range(6):
+        await memory.remember("alice", "s1", turn(f"r{n}"))
+    async with asyncio.TaskGroup() as tasks:
+        for n in range(6):
+            tasks.create_task(memory.amend("alice", "s1", turn(f"r{n}", "…")))
+            tasks.create_task(memory.remember("alice", "s1", turn(f"r{n + 6}")))
+    kept = await said(memory)
+    assert kept[:6] == [(f"r{n}", "…") for n in range(6)]
+    assert sorted(name for name, _ in kept[6:]) == sorted(f"r{n + 6}" for n in range(6))
+
+
+async def test_of_a_spoken_question_what_was_understood_is_remembered(memory: Memory) -> None:
+    asked = VoiceRequest(audio=b"1", session_id="s1")
+    conversation = await Conversation.of(asked, "r1", memory, Timings())
+    response = await conversation.add(VoiceResponse(transcription="Is it?", response="It is, I think."), 1)
+    await conversation.amend(response, "It is…", 1)
+    [kept] = await memory.recall(None, "s1")
+    assert (kept.query, kept.response, response.response) == ("Is it?", "It is…", "It is, I think.")
+
+
+async def test_a_question_in_which_nothing_was_understood_is_none(memory: Memory) -> None:
+    conversation = await Conversation.of(VoiceRequest(audio=b"1", session_id="s1"), "r1", memory, Timings())
+    response = await conversation.add(VoiceResponse(response="Sorry?"), 1)
+    assert (await memory.recall(None, "s1"), response.degraded) == ([], [])
+
+
+async def test_without_the_bucket_what_was_heard_is_lost_and_nothing_else(memory: Memory, nc: Connection) -> None:
+    conversation = await Conversation.of(VoiceRequest(audio=b"1", session_id="s1"), "r1", memory, Timings())
+    response = await conversation.add(VoiceResponse(transcription="Is it?", response="It is."), 1)
+    await Api(nc).request("STREAM.DELETE.KV_AI_SESSIONS")
+    await conversation.amend(response, "It…", 1)
 
 
 # -- the budget

@@ -131,14 +131,16 @@ async def _followed(
         seq, ended = 0, not streaming
         while response is None or not ended:
             item = await arrived.get()
-            if item is None:
-                for missed in await _stored(api, family, request_id, streaming):
-                    arrived.put_nowait(missed)
-            elif not isinstance(item, StreamEvent):
-                response = item
-            elif item.seq > seq:
-                seq, ended = item.seq, item.done
-                yield item
+            items: list[StreamEvent | R] = [] if item is None else [item]
+            if item is None or (isinstance(item, StreamEvent) and item.seq > seq + 1):
+                # What was missed comes first: it would be taken for old after what has arrived meanwhile.
+                items = [*await _stored(api, family, request_id, streaming), *items]
+            for each in items:
+                if not isinstance(each, StreamEvent):
+                    response = each
+                elif each.seq > seq:
+                    seq, ended = each.seq, each.done
+                    yield each
         yield response
     finally:
         nc.on_reconnect.remove(look)

@@ -1,7 +1,7 @@
 """What a handler is given with a message."""
 
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -37,7 +37,7 @@ class Context(Generic[C]):
     """
 
     __slots__ = ("_headers", "_log", "_nc", "_timings", "_trace", "clients", "deadline", "earlier",
-                 "message", "request_id", "write")  # fmt: skip
+                 "known", "message", "request_id", "write")  # fmt: skip
 
     def __init__(
         self, nc: Connection, clients: C, message: Incoming, request_id: str, deadline: Deadline | None = None
@@ -54,6 +54,8 @@ class Context(Generic[C]):
         once, and does nothing where nobody follows: in a request/reply, or a request that does not ask for it."""
         self.earlier: Callable[[], Awaitable[list[StreamEvent]]] = _nothing
         """Reads the events that earlier attempts at this request have streamed, the oldest first."""
+        self.known: dict[str, Any] = {}
+        """Fields that a response which tells of an error has as well: what was found out before it."""
         self._nc = nc
         self._timings: Timings | None = None
         self._log: structlog.stdlib.BoundLogger | None = None

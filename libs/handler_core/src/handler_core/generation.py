@@ -89,7 +89,7 @@ def complete(response: R, ctx: Context[Any]) -> R:
 
 def failed(response: type[R], error: HandlerError, ctx: Context[Any]) -> R:
     """The response that tells of an error."""
-    return complete(response(success=False, error=error.info()), ctx)
+    return complete(response(success=False, error=error.info(), **ctx.known), ctx)
 
 
 def _user(subject: str) -> str | None:

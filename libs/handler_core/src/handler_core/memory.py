@@ -8,6 +8,7 @@ session is read again. Source of the bucket's layout: ADR-8.
 
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import structlog
 from pydantic import Field
@@ -17,8 +18,9 @@ from handler_core.citations import without_markers
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection, MessageTooLarge
 from handler_core.contract.base import Message
-from handler_core.contract.chat import ChatRequest, ChatResponse
+from handler_core.contract.chat import ChatRequest, ChatResponse, Question
 from handler_core.contract.session import SessionTurn
+from handler_core.contract.voice import VoiceResponse
 from handler_core.errors import HandlerError, Transient
 from handler_core.jetstream import EXPECTED_LAST, WRONG_LAST_SEQUENCE, Api, JetStreamError
 from handler_core.timings import Timings
@@ -27,6 +29,8 @@ log = structlog.get_logger("handler_core.memory")
 
 TRIES = 50
 """Each conflict is another turn of the session written: as many as may end at once get there in as many tries."""
+A = TypeVar("A", ChatResponse, VoiceResponse)
+
 _PREFIX = "$KV.AI_SESSIONS."
 _OPERATION = "KV-Operation"
 
@@ -75,6 +79,25 @@ class Memory:
             value = encode(_Stored(turns=prompt.recent([*others, turn], self._tokens)))
             if await self._write(user, session, value, {}, revision):
                 return
+        raise Transient("the session is being written by others")
+
+    async def amend(self, user: str | None, session: str, turn: SessionTurn) -> bool:
+        """Let a turn that this attempt has remembered say `turn.response` instead, in its place; returns whether it was
+        there.
+
+        Raises:
+            Transient: the bucket cannot be read or written.
+        """
+        for _ in range(TRIES):
+            turns, revision = await self._read(user, session)
+            amended = [
+                kept.model_copy(update={"response": without_markers(turn.response)}) if _same(kept, turn) else kept
+                for kept in turns or ()
+            ]
+            if not any(_same(kept, turn) for kept in amended):
+                return False
+            if await self._write(user, session, encode(_Stored(turns=amended)), {}, revision):
+                return True
         raise Transient("the session is being written by others")
 
     async def forget(self, user: str | None, session: str) -> bool:
@@ -128,16 +151,17 @@ class Conversation:
     An answer that cannot be remembered, or was given without what was said before, names `memory` in `degraded`.
     """
 
-    def __init__(self, memory: Memory, request: ChatRequest, request_id: str, timings: Timings) -> None:
+    def __init__(self, memory: Memory, request: Question, request_id: str, timings: Timings) -> None:
         self._request_id = request_id
         self.turns: list[SessionTurn] = []
         self._memory = memory
         self._request = request
+        self._query = request.query if isinstance(request, ChatRequest) else ""
         self._timings = timings
         self._degraded = False
 
     @classmethod
-    async def of(cls, request: ChatRequest, request_id: str, memory: Memory, timings: Timings) -> "Conversation":
+    async def of(cls, request: Question, request_id: str, memory: Memory, timings: Timings) -> "Conversation":
         """Recall what was said before this request, which `request_id` names even if it came without an id."""
         conversation = cls(memory, request, request_id, timings)
         if request.session_id is not None:
@@ -150,17 +174,11 @@ class Conversation:
                 conversation._degrade(error)
         return conversation
 
-    async def add(self, response: ChatResponse, attempt: int) -> ChatResponse:
-        """Remember this turn, before its answer is sent: whoever asks on at once is understood."""
-        session = self._request.session_id
-        if session is not None:
-            turn = SessionTurn(
-                request_id=self._request_id,
-                attempt=attempt,
-                query=self._request.query,
-                response=response.response,
-                timestamp=time.time(),
-            )
+    async def add(self, response: A, attempt: int) -> A:
+        """Remember this turn, before its answer is sent: whoever asks on at once is understood. One in which nothing
+        was asked is none."""
+        session, turn = self._request.session_id, self._turn(response, attempt)
+        if session is not None and turn.query:
             try:
                 with self._timings.stage("remember"):
                     await self._memory.remember(self._request.user_id, session, turn)
@@ -170,9 +188,34 @@ class Conversation:
             return response
         return response.model_copy(update={"degraded": [*response.degraded, "memory"]})
 
+    async def amend(self, response: A, heard: str, attempt: int) -> None:
+        """Let the answer that was added be remembered as no more than what was `heard` of it; it may have been
+        forgotten since."""
+        if (session := self._request.session_id) is not None:
+            turn = self._turn(response.model_copy(update={"response": heard}), attempt)
+            try:
+                await self._memory.amend(self._request.user_id, session, turn)
+            except Transient as error:
+                log.warning("amend_failed", error=error.message)
+
+    def _turn(self, response: A, attempt: int) -> SessionTurn:
+        # What a spoken question said is known with its answer only.
+        query = response.transcription if isinstance(response, VoiceResponse) else self._query
+        return SessionTurn(
+            request_id=self._request_id,
+            attempt=attempt,
+            query=query,
+            response=response.response,
+            timestamp=time.time(),
+        )
+
     def _degrade(self, error: Transient) -> None:
         log.warning("degraded", without="memory", error=error.message)
         self._degraded = True
+
+
+def _same(kept: SessionTurn, turn: SessionTurn) -> bool:
+    return (kept.request_id, kept.attempt) == (turn.request_id, turn.attempt)
 
 
 def _key(user: str | None, session: str) -> str:

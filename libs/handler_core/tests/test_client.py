@@ -1,4 +1,4 @@
-"""Asking when there is no room, and the trace that a question goes out with."""
+"""Asking when there is no room, the trace that a question goes out with, and following turns of others."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from handler_core import streams, tracing
-from handler_core.client import RETRY_AFTER, follow, publish
+from handler_core.client import RETRY_AFTER, attach, follow, publish
+from handler_core.codec import encode
 from handler_core.connection import Connection
-from handler_core.contract.answer import Response
-from handler_core.contract.chat import CHAT, REQUEST_SUBJECT, USER_SUBJECT, ChatRequest
+from handler_core.contract.answer import Response, StreamEvent
+from handler_core.contract.chat import CHAT, REQUEST_SUBJECT, USER_SUBJECT, ChatRequest, ChatResponse
 from handler_core.contract.errors import ErrorType
 from handler_core.errors import Busy, Transient
 from handler_core.jetstream import Api, JetStreamError
@@ -167,3 +168,27 @@ async def test_where_nobody_traces_no_trace_is_made(nc: Connection, api: Api) ->
     await publish(api, REQUEST_SUBJECT, question("q1"))
     (message,) = await stored(nc, "AI_CHAT", "ai.chat.>")
     assert message.headers == {"Nats-Msg-Id": "q1"}
+
+
+async def test_attaching_in_the_middle_of_a_turn_misses_no_event_of_it(nc: Connection, api: Api) -> None:
+    await streams.apply(api)
+
+    async def write(first: int, last: int) -> None:
+        for seq in range(first, last + 1):
+            event = StreamEvent(request_id="t1", seq=seq, type="chunk", content=f"{seq} ", timestamp=0)
+            await api.publish("evt.chat.response.stream.t1", encode(event), {})
+
+    async def finish() -> None:
+        await write(101, 200)
+        await api.publish("evt.chat.response.t1", encode(ChatResponse(response="…")), {})
+        event = StreamEvent(request_id="t1", seq=201, type="done", done=True, timestamp=0)
+        await api.publish("evt.chat.response.stream.t1", encode(event), {})
+
+    await write(1, 100)
+    seen: list[int] = []
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(finish())
+        async with asyncio.timeout(20), aclosing(attach(nc, CHAT, "t1")) as items:
+            async for item in items:
+                seen.append(item.seq if isinstance(item, StreamEvent) else -1)
+    assert seen == [*range(1, 202), -1]
