@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from handler_core.streams import CONSUMERS
 from handler_core.testing import free_port, nats_server, process
 from handler_core.testing_milvus import milvus_lite_server
 
@@ -241,8 +242,10 @@ def test_what_was_buried_is_listed_shown_replayed_and_purged(stack: dict[str, st
 
 
 def test_lag_services_doctor_and_bench_see_the_running_stack(stack: dict[str, str], documents: Path) -> None:
-    [lag] = [json.loads(line) for line in run(stack, "lag", "--json").stdout.splitlines()]
-    assert (lag["stream"], lag["consumer"], lag["lag"]) == ("AI_CHAT", "chat_handler", 0)
+    lags = [json.loads(line) for line in run(stack, "lag", "--json").stdout.splitlines()]
+    assert {(lag["stream"], lag["consumer"], lag["lag"]) for lag in lags} == {
+        (consumer.stream, consumer.name, 0) for consumer in CONSUMERS
+    }
     [service] = json.loads(run(stack, "services", "chat_handler", "--json").stdout)
     assert "ai.chat.ask" in {endpoint["subject"] for endpoint in service["endpoints"]}
     examined = run(stack, "doctor", "--timeout", "20", "--json")

@@ -56,12 +56,13 @@ async def models() -> AsyncIterator[str]:
 def environment(nats: NatsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Sets the variables that it is given, beside a NATS that is there and nothing else that is."""
     families = ("NATS", "LLM", "VLLM", "EMBEDDINGS", "RERANKER", "MILVUS", "COLLECTION", "OTEL", "SECRETS")
+    families += ("STT", "WHISPER", "TTS", "VOICES")
     for name in list(os.environ):
         if name.startswith(families):
             monkeypatch.delenv(name)
     nowhere = f"http://127.0.0.1:{free_port()}"
     defaults = {"NATS_URL": nats.url, "SECRETS_DIR": str(tmp_path), "MILVUS_TIMEOUT": "0.3"}
-    defaults |= dict.fromkeys(("LLM_URL", "EMBEDDINGS_URL", "MILVUS_URI"), nowhere)
+    defaults |= dict.fromkeys(("LLM_URL", "EMBEDDINGS_URL", "MILVUS_URI", "STT_URL", "TTS_URL"), nowhere)
 
     def set_all(**variables: str) -> None:
         for name, value in {**defaults, **variables}.items():
@@ -100,14 +101,18 @@ def examine(environment: Callable[..., None], capsys: pytest.CaptureFixture[str]
 async def test_of_a_whole_stack_every_part_is_found_well(
     nc: Connection, models: str, milvus: str, examine: Examine
 ) -> None:
-    await pull(nc)
-    urls = {"LLM_URL": models, "EMBEDDINGS_URL": models, "RERANKER_URL": models}
+    for consumer in streams.CONSUMERS:
+        await pull(nc, consumer)
+    urls = dict.fromkeys(("LLM_URL", "EMBEDDINGS_URL", "RERANKER_URL", "STT_URL", "TTS_URL"), models)
     found = await examine(**urls, MILVUS_URI=milvus, MILVUS_TIMEOUT="10", COLLECTION_NAME="docs")
     assert {name: check for name, check in found.items() if check["level"] != "ok"}.keys() == {"services"}
     assert "16 dimensions" in found["EMBEDDINGS_URL"]["found"]
     assert "2 rows, takes 16 dimensions" in found["COLLECTION_NAME"]["found"]
     assert "version 2." in found["NATS"]["found"]
     assert "1 pulls open" in found["consumer AI_CHAT/chat_handler"]["found"]
+    assert "one second of silence in" in found["STT_URL"]["found"]
+    assert "first audio in" in found["TTS_URL"]["found"]
+    assert "room for 15 minutes of" in found["stream AI_STT"]["found"]
 
 
 async def test_the_report_is_a_line_a_check_with_the_fix_below(
@@ -181,12 +186,12 @@ async def test_a_port_that_accepts_and_says_nothing_holds_nothing_up(examine: Ex
     assert {found[name]["level"] for name in (*urls, "NATS")} == {"fail"}
 
 
-async def pull(nc: Connection) -> None:
+async def pull(nc: Connection, consumer: streams.Consumer = streams.CHAT_HANDLER) -> None:
     """Pull as a worker would, and have the server know it."""
     inbox = nc.new_inbox()
     await nc.subscribe(inbox)
     request = json.dumps({"batch": 1, "expires": 60_000_000_000}).encode()
-    await nc.publish("$JS.API.CONSUMER.MSG.NEXT.AI_CHAT.chat_handler", request, inbox)
+    await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}", request, inbox)
     assert await nc.responds(5)
 
 
@@ -230,12 +235,13 @@ async def test_an_account_too_small_for_the_streams_is_a_warning(examine: Examin
 
 
 async def test_on_an_empty_server_the_streams_are_missing(examine: Examine) -> None:
+    consumer = streams.CONSUMERS[-1]
     with nats_server() as server:
         found = await examine(NATS_URL=server.url)
     assert found["streams"] == {
         "level": "fail",
         "check": "streams",
-        "found": "consumer AI_CHAT/chat_handler is missing",
+        "found": f"consumer {consumer.stream}/{consumer.name} is missing",
         "fix": "handlers streams apply",
     }
     assert not any(name.startswith("stream ") for name in found)
@@ -278,6 +284,21 @@ async def test_a_worker_with_its_hands_full_is_there(nc: Connection, examine: Ex
     await pull(nc)
     found = (await examine())["consumer AI_CHAT/chat_handler"]
     assert (found["level"], found["found"]) == ("ok", "0 wait, 1 in work, 0 pulls open")
+
+
+@pytest.mark.parametrize("consumer", streams.CONSUMERS, ids=lambda consumer: consumer.name)
+async def test_of_a_consumer_without_a_worker_it_says_which_to_start(
+    nc: Connection, examine: Examine, consumer: streams.Consumer
+) -> None:
+    found = (await examine())[f"consumer {consumer.stream}/{consumer.name}"]
+    assert found["fix"] == f"start one: make run, or python -m {consumer.name}"
+
+
+async def test_audio_that_is_forgotten_too_early_is_a_warning(nc: Connection, examine: Examine) -> None:
+    await Api(nc).request("STREAM.UPDATE.AI_STT", {**streams.AI_STT.config(), "max_bytes": 1000})
+    await Api(nc).publish("ai.voice.stream.one", b"x" * 850, {})
+    found = (await examine())["stream AI_STT"]
+    assert (found["level"], "forgets audio that is younger than 15 minutes" in found["found"]) == ("warn", True)
 
 
 async def test_services_that_answer_are_counted(nats: NatsServer, nc: Connection, examine: Examine) -> None:
@@ -376,6 +397,49 @@ async def test_an_endpoint_that_is_none_is_said_to_answer_nonsense(
 
 async def test_a_reranker_is_not_needed(nc: Connection, examine: Examine) -> None:
     assert (await examine())["RERANKER_URL"]["found"].startswith("not set")
+
+
+# -- speech
+
+
+async def test_without_speech_endpoints_only_who_has_set_one_fails(
+    nc: Connection, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await examine(STT_URL="", TTS_URL="", timeout=0.5)
+    if found["STT_URL"]["level"] != "ok":  # unless somebody runs a stack on this machine
+        assert (found["STT_URL"]["level"], found["TTS_URL"]["level"]) == ("warn", "warn")
+        assert "only voice needs it" in found["TTS_URL"]["found"]
+    found = await examine(STT_URL=f"http://127.0.0.1:{free_port()}")
+    assert (found["STT_URL"]["level"], found["STT_URL"]["fix"]) == ("fail", "start it, or set STT_URL to where it is")
+
+
+async def test_speech_endpoints_that_refuse_the_key_or_answer_nonsense_are_named(
+    nc: Connection, examine: Examine, stub: Stub
+) -> None:
+    refusal = (401, {"error": {"message": "bad key"}})
+    url = await stub(transcriptions=refusal, speech=refusal)
+    found = await examine(
+        STT_URL=url, TTS_URL=url, TTS_ENGINE="openai", STT_API_KEY="sk-secret", TTS_API_KEY="sk-secret"
+    )
+    for name in ("STT", "TTS"):
+        assert found[f"{name}_URL"]["fix"] == f"set {name}_API_KEY to a key that it accepts"
+    assert "sk-secret" not in json.dumps(found)
+    url = await stub(transcriptions=(200, {"hello": "world"}), speech=(200, {"hello": "world"}))
+    found = await examine(STT_URL=url, TTS_URL=url, TTS_ENGINE="openai")
+    assert (found["STT_URL"]["level"], found["TTS_URL"]["level"]) == ("fail", "fail")
+
+
+async def test_a_voice_that_is_not_there_is_named(nc: Connection, examine: Examine) -> None:
+    async def voices(_: web.Request) -> web.Response:
+        return web.Response(text="anna en u\nben en u\n")
+
+    coqui = web.Application()
+    coqui.router.add_get("/voices", voices)
+    async with TestServer(coqui) as server:
+        url = str(server.make_url("")).rstrip("/")
+        found = (await examine(TTS_URL=url, TTS_ENGINE="coqui", TTS_SPEAKER="carl"))["TTS_SPEAKER"]
+    assert found["level"] == "fail"
+    assert "anna" in found["found"]
 
 
 # -- Milvus

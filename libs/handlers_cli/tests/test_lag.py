@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from handler_core.clients.http import new_session
 from handler_core.connection import Connection
 from handler_core.jetstream import Api
-from handler_core.streams import CHAT_HANDLER, Consumer, apply
-from handler_core.testing import NatsServer, connection, free_port, nats_server
+from handler_core.streams import CHAT_HANDLER, CONSUMERS, STT_MODULE, Consumer, apply
+from handler_core.testing import NatsServer, connection, free_port, nats_server, until
 from handlers_cli.lag import Lag, Options, from_jetstream, lag
 from handlers_cli.main import app
 from handlers_cli.monitor import Monitor
@@ -114,6 +114,32 @@ async def test_a_missing_consumer_is_an_error(
     assert row.error == complaint
 
 
+@pytest.mark.parametrize("source", ["jetstream", "monitor"])
+async def test_a_live_session_is_lag_for_as_long_as_its_ticket_is_held(
+    nc: Connection, monitoring: str, source: str
+) -> None:
+    async def row() -> Lag:
+        if source == "monitor":
+            return await from_monitor(monitoring, STT_MODULE)
+        return (await from_jetstream(Api(nc), [STT_MODULE]))[0]
+
+    async def has_lag(sessions: int) -> bool:
+        return (await row()).lag == sessions
+
+    await Api(nc).request("STREAM.PURGE.AI_STT_SESSIONS")
+    for _ in range(3):  # chunks, of which the first makes the ticket
+        await Api(nc).publish("ai.voice.stream.talk", b"x", {})
+    # A republished message is on its way for a moment after its original has been acknowledged.
+    await until(lambda: has_lag(1), "the session has one ticket")
+    inbox = await nc.subscribe("_INBOX.lag.ticket")
+    await nc.publish("$JS.API.CONSUMER.MSG.NEXT.AI_STT_SESSIONS.stt_module", b'{"batch": 1}', "_INBOX.lag.ticket")
+    ticket = await inbox.next_msg(timeout=5)
+    assert ((await row()).in_progress, (await row()).waiting) == (1, 0)
+    await nc.request(ticket.reply, b"+ACK", timeout=5)
+    assert (await row()).lag == 0
+    await inbox.unsubscribe()
+
+
 async def test_another_account_is_an_error(nc: Connection, monitoring: str) -> None:
     assert (await from_monitor(monitoring, account="TEAM")).error == "the account TEAM has no streams here"
 
@@ -133,9 +159,14 @@ async def test_the_table_shows_figures_and_replicas(
 ) -> None:
     await backlog(nc, messages=25, pulled=4)
     await lag(config, Options(threshold=4, max_replicas=6))
-    heading, row = capsys.readouterr().out.splitlines()
+    heading, row, *others = capsys.readouterr().out.splitlines()
     assert heading.split("  ")[0] == "STREAM"
     assert row.split() == ["AI_CHAT", "chat_handler", "21", "4", "25", "1", "0s", "6"]
+    assert [other.split()[:2] for other in others] == [
+        ["AI_VOICE", "voice_assistant"],
+        ["AI_TTS", "tts_module"],
+        ["AI_STT_SESSIONS", "stt_module"],
+    ]
 
 
 async def test_json_names_the_figures_as_jetstream_does(
@@ -143,7 +174,8 @@ async def test_json_names_the_figures_as_jetstream_does(
 ) -> None:
     await backlog(nc, messages=25, pulled=4)
     await lag(config, Options(monitor=monitoring, json=True))
-    record = json.loads(capsys.readouterr().out)
+    record, *others = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(others) == len(CONSUMERS) - 1
     assert record.pop("oldest_seconds") >= 0
     assert record == {
         "stream": "AI_CHAT",
@@ -268,7 +300,8 @@ async def test_the_monitoring_port_may_come_from_the_environment(nc: Connection,
         capture_output=True,
         timeout=30,
     )
-    assert (done.returncode, json.loads(done.stdout)["lag"]) == (0, 0)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, {row["lag"] for row in rows}) == (0, {0})
 
 
 def test_help_shows_an_example() -> None:

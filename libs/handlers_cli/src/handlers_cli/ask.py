@@ -7,7 +7,6 @@ from contextlib import aclosing
 from typing import Any
 
 import typer
-from rich.markup import escape
 
 from handler_core.client import follow
 from handler_core.codec import validate
@@ -16,22 +15,13 @@ from handler_core.contract.answer import StreamEvent
 from handler_core.contract.chat import CHAT, REQUEST_SUBJECT, USER_SUBJECT, ChatRequest, ChatResponse
 from handler_core.errors import Busy, InvalidRequest
 from handler_core.jetstream import Api
-from handlers_cli.ask_trace import Seen, print_waterfall
+from handlers_cli.answer_view import complain_of, print_end, print_sources
+from handlers_cli.ask_trace import Seen
 from handlers_cli.cancel import stored_response, take_back
 from handlers_cli.session import connected, err, interactive, out, say_error
 from handlers_cli.settings import CliSettings
 
-STAGES = {
-    "queue_ms": "wait in the stream",
-    "embed_ms": "embed the question",
-    "search_ms": "search",
-    "rerank_ms": "rerank",
-    "llm_first_token_ms": "LLM, first token",
-    "llm_ms": "LLM, whole answer",
-    "total_ms": "total",
-}
 NEXT_STEP = "Is a chat_handler running, and have the streams been applied (handlers streams apply)?"
-EXCERPT = 110
 GRACE = 2.0
 """Seconds beyond the deadline in which the handler may say that it was missed."""
 
@@ -64,7 +54,9 @@ async def ask(
         try:
             async with asyncio.timeout(timeout + GRACE):
                 # An id that was given may have been used: nothing would be queued, nor answered once more.
-                earlier = await stored_response(Api(nc), fields["request_id"]) if fields.get("request_id") else None
+                earlier = (
+                    await stored_response(Api(nc), CHAT, fields["request_id"]) if fields.get("request_id") else None
+                )
                 response = earlier or await _follow(nc, subject, request, seen)
         except TimeoutError:
             say_error(f"no answer within {timeout:g} s. {NEXT_STEP}")
@@ -73,7 +65,7 @@ async def ask(
             await take_back(nc, request.request_id or "")
             raise
         except Busy as error:
-            _complain(error.type, error.message, error.retry_after)
+            complain_of(error)
             raise typer.Exit(1) from None
     _print(response, seen, json=json, trace=trace, streamed=request.enable_streaming and earlier is None)
     if response.error is not None:
@@ -99,51 +91,12 @@ async def _follow(nc: Connection, subject: str, request: ChatRequest, seen: Seen
     raise AssertionError("unreachable")
 
 
-def _complain(type: str, message: str, retry_after: float | None) -> None:
-    again = "" if retry_after is None else f" (try again in {retry_after:g} s)"
-    told = message.removeprefix(type).removeprefix(": ")  # "canceled: too slow", of a turn that was canceled
-    say_error(f"{type}{f': {told}' if told else ''}{again}")
-
-
 def _print(response: ChatResponse, seen: Seen, *, json: bool, trace: bool, streamed: bool) -> None:
     if json:
         print(response.model_dump_json(exclude_none=True))
         return
     if response.error is None:
-        _print_answer(response, streamed=streamed)
-    if trace:
-        print_waterfall(response, seen)
-    elif response.error is None:
-        _print_timings(response)
-    if response.degraded:
-        err.print(f"[yellow]answered without: {', '.join(response.degraded)}[/]")
-    if (error := response.error) is not None:
-        wait = error.retry_after_ms
-        _complain(error.type, error.message, None if wait is None else wait / 1000)
-
-
-def _print_answer(response: ChatResponse, *, streamed: bool) -> None:
-    if not streamed:
-        out.print(response.response, markup=False)
-    cited = {citation.index for citation in response.citations}
-    if response.sources:
-        out.print("\n[bold]Sources[/]")
-    for number, source in enumerate(response.sources, 1):
-        place = " > ".join([str(source.metadata.get("source") or source.id), *_headings(source.metadata)])
-        mark = "cited" if number in cited else "     "
-        text = " ".join(source.text.split())
-        excerpt = text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
-        out.print(f"  [bold]\\[{number}][/] {source.score:5.2f}  {mark}  [cyan]{escape(place)}[/]")
-        out.print(f"      [dim]{escape(excerpt)}[/]")
-
-
-def _print_timings(response: ChatResponse) -> None:
-    out.print("\n[bold]Where the time went[/]")
-    for key, label in STAGES.items():
-        if key in response.timings:
-            out.print(f"  {label:<20} {response.timings[key]:10,.1f} ms")
-
-
-def _headings(metadata: dict[str, Any]) -> list[str]:
-    headings = metadata.get("headings")
-    return [str(heading) for heading in headings][-1:] if isinstance(headings, list) else []
+        if not streamed:
+            out.print(response.response, markup=False)
+        print_sources(response.sources, response.citations)
+    print_end(response, seen, trace=trace)

@@ -2,20 +2,26 @@
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from handler_core.codec import decode, encode, validate
 from handler_core.connection import Connection
-from handler_core.contract.chat import CHAT, ChatResponse
+from handler_core.contract.answer import Family, Response
+from handler_core.contract.chat import CHAT
 from handler_core.contract.control import CANCEL_SUBJECT, CancelRequest
 from handler_core.contract.errors import ErrorType
+from handler_core.contract.voice import VOICE
 from handler_core.errors import HandlerError
 from handler_core.jetstream import Api, JetStreamError
 from handlers_cli.session import connected, err, out
 from handlers_cli.settings import CliSettings
 
+R = TypeVar("R", bound=Response)
+
+FAMILIES: tuple[Family[Any], ...] = (CHAT, VOICE)
+"""Those whose turns are known by nothing but their `request_id`."""
 TAKE_BACK = 0.3
 """Seconds that an interrupted command gives to canceling its turn."""
 
@@ -27,16 +33,18 @@ async def cancel(config: CliSettings, request_id: str, reason: str, wait: float)
         InvalidRequest: the id cannot be one.
     """
     validate({"request_id": request_id, "reason": reason}, CancelRequest)
-    answered: asyncio.Future[ChatResponse] = asyncio.get_running_loop().create_future()
+    answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
     async def on_response(message: Any) -> None:
         if not answered.done():
-            answered.set_result(decode(message.data, ChatResponse))
+            answered.set_result(decode(message.data, Response))
 
     async with connected(config, 5.0) as nc:
         api = Api(nc)
-        await nc.subscribe(CHAT.response_subject(request_id), cb=on_response)
-        if (ended := await stored_response(api, request_id)) is not None:
+        for family in FAMILIES:
+            await nc.subscribe(family.response_subject(request_id), cb=on_response)
+        stored = [await stored_response(api, family, request_id) for family in FAMILIES]
+        if (ended := next(filter(None, stored), None)) is not None:
             out.print(f"{request_id} {_ended(ended)} before; nothing to cancel", markup=False)
             raise typer.Exit(1)
         await send(api, request_id, reason)
@@ -73,14 +81,14 @@ async def take_back(nc: Connection, request_id: str) -> None:
             err.print(f"canceled {request_id}")
 
 
-async def stored_response(api: Api, request_id: str) -> ChatResponse | None:
+async def stored_response(api: Api, family: Family[R], request_id: str) -> R | None:
     """The final response of a turn, if the stream has one still."""
-    subject = "evt." + CHAT.response_subject(request_id).removeprefix("ai.")
-    final = await api.last(CHAT.stream, subject)
-    return None if final is None else decode(final.data, ChatResponse)
+    subject = "evt." + family.response_subject(request_id).removeprefix("ai.")
+    final = await api.last(family.stream, subject)
+    return None if final is None else decode(final.data, family.response)
 
 
-def _ended(response: ChatResponse) -> str:
+def _ended(response: Response) -> str:
     if response.error is None:
         return "was answered"
     if response.error.type is ErrorType.CANCELED:

@@ -16,11 +16,14 @@ from handler_core.config import (
     OtelSettings,
     RerankerSettings,
     Settings,
+    STTSettings,
+    TTSSettings,
 )
 from handlers_cli.doctor_findings import Finding, Named, run_checks
 from handlers_cli.doctor_nats import check_nats
 from handlers_cli.doctor_otel import SETTING, check_otel
 from handlers_cli.doctor_settings import described, read
+from handlers_cli.doctor_speech import check_stt, check_tts
 from handlers_cli.doctor_upstreams import check_llm, check_reranker, check_retrieval
 from handlers_cli.session import out
 
@@ -30,6 +33,8 @@ GROUPS: list[type[Settings]] = [
     EmbeddingsSettings,
     RerankerSettings,
     MilvusSettings,
+    STTSettings,
+    TTSSettings,
     OtelSettings,
 ]
 S = TypeVar("S", bound=Settings)
@@ -66,6 +71,7 @@ async def _checks(loaded: dict[type[Settings], Settings], timeout: float) -> lis
 
     nats, llm, reranker, otel = get(NatsSettings), get(LLMSettings), get(RerankerSettings), get(OtelSettings)
     embeddings, milvus = get(EmbeddingsSettings), get(MilvusSettings)
+    stt, tts = get(STTSettings), get(TTSSettings)
     async with new_session(connect_timeout=timeout) as session:
         checks = []
         if nats is not None:
@@ -78,6 +84,10 @@ async def _checks(loaded: dict[type[Settings], Settings], timeout: float) -> lis
             checks.append(retrieval)
         if reranker is not None:
             checks.append(Named("RERANKER_URL", lambda: check_reranker(session, reranker, timeout), "set RERANKER_URL"))
+        if stt is not None:
+            checks.append(Named("STT_URL", lambda: check_stt(session, stt, timeout), "set STT_URL"))
+        if tts is not None:
+            checks.append(Named("TTS_URL", lambda: check_tts(session, tts, timeout), "set TTS_URL"))
         if otel is not None:
             checks.append(Named(SETTING, lambda: check_otel(session, otel, timeout), f"set {SETTING}"))
         return await run_checks(checks, 2 * timeout + _SPARE)

@@ -12,9 +12,11 @@ from handlers_cli.services import gather
 from handlers_cli.session import Unreachable, connected
 
 APPLY = "handlers streams apply"
-START = "start one: make run, or python -m chat_handler"
+START = "start one: make run, or python -m {}"
 USUAL_PAYLOAD = 1 << 20
 NEARLY_FULL = 0.8
+SESSION_BYTES = 55_000
+"""Stored for a second of a live session at 16 kHz: 50 chunks of 640 bytes, their subjects and headers."""
 
 
 async def check_nats(settings: NatsSettings, timeout: float) -> list[Finding]:
@@ -26,7 +28,7 @@ async def check_nats(settings: NatsSettings, timeout: float) -> list[Finding]:
             found += await run_checks(
                 [
                     Named("JetStream", lambda: _jetstream(nc), "enable it on the server: nats-server -js"),
-                    Named("services", lambda: _services(nc), START),
+                    Named("services", lambda: _services(nc), START.format("chat_handler")),
                 ],
                 timeout,
             )
@@ -101,7 +103,19 @@ async def _stream(api: Api, stream: streams.Stream) -> list[Finding]:
     full = 0 < config["max_bytes"] < state["bytes"] / NEARLY_FULL
     if full and config["discard"] == "new":
         return [warn(name, f"{text}: nearly full, and then refuses", "add workers, or purge what is not needed")]
+    if stream.name == streams.AI_STT.name:
+        return [_audio(name, text, config, full=full)]
     return [ok(name, text)]
+
+
+def _audio(name: str, text: str, config: dict[str, Any], *, full: bool) -> Finding:
+    """The audio of live sessions: full, it forgets the oldest, which a worker that takes a session over may need."""
+    minutes = config["max_age"] / streams.NANOSECONDS / 60
+    sessions = int(config["max_bytes"] / (minutes * 60 * SESSION_BYTES))
+    if full:
+        found = f"{text}: nearly full, and then forgets audio that is younger than {minutes:g} minutes"
+        return warn(name, found, "raise its max_bytes, or have clients send 16 kHz mono")
+    return ok(name, f"{text}, room for {minutes:g} minutes of {sessions} sessions at 16 kHz")
 
 
 async def _consumer(api: Api, consumer: streams.Consumer) -> list[Finding]:
@@ -116,12 +130,12 @@ async def _consumer(api: Api, consumer: streams.Consumer) -> list[Finding]:
     text = f"{waiting:,} wait, {running:,} in work, {pulls:,} pulls open"
     if pulls == 0 and running == 0:  # with all its hands full, a worker does not pull
         make = fail if waiting else warn
-        return [make(name, f"{text}: no worker is there", START)]
+        return [make(name, f"{text}: no worker is there", START.format(consumer.name))]
     return [ok(name, text)]
 
 
 async def _services(nc: Connection) -> list[Finding]:
     running = Counter(f"{reply.get('name')} {reply.get('version')}" for reply in await gather(nc, "$SRV.PING"))
     if not running:
-        return [warn("services", "none answers on $SRV.PING", START)]
+        return [warn("services", "none answers on $SRV.PING", START.format("chat_handler"))]
     return [ok("services", ", ".join(f"{name} x {count}" for name, count in sorted(running.items())))]

@@ -24,18 +24,18 @@ _LISTED = 8
 _REFUSED = frozenset({401, 403})
 
 
-def _upstream(session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, timeout: float) -> Upstream:
-    """Asked once only: a doctor wants to see failures."""
+def asked_once(session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, timeout: float) -> Upstream:
+    """An upstream that is not tried again: a doctor wants to see failures."""
     secret = None if key is None else key.get_secret_value()
     return Upstream(session, name, url, api_key=secret, timeout=timeout, attempts=1)
 
 
-def _after(timeout: float) -> Deadline:
+def after(timeout: float) -> Deadline:
     """Later than the client's own time limit, which says better what is wrong."""
     return Deadline.after(timeout + SPARE)
 
 
-def _failed(setting: str, url: str, error: HandlerError) -> Finding:
+def failed(setting: str, url: str, error: HandlerError) -> Finding:
     name = setting.removesuffix("_URL")
     if isinstance(error, UpstreamError) and error.status in _REFUSED:
         return fail(setting, f"{masked(url)}: {error.message}", f"set {name}_API_KEY to a key that it accepts")
@@ -60,13 +60,13 @@ async def _llm(
     session: aiohttp.ClientSession, name: str, url: str, key: SecretStr | None, model: str, timeout: float
 ) -> Finding:
     setting = f"{name}_URL"
-    upstream = _upstream(session, name.lower(), url, key, timeout)
+    upstream = asked_once(session, name.lower(), url, key, timeout)
     watch = Stopwatch()
     try:
-        models = _ids(await upstream.get_json("/v1/models", deadline=_after(timeout)))
+        models = _ids(await upstream.get_json("/v1/models", deadline=after(timeout)))
     except HandlerError as error:
         if not isinstance(error, UpstreamError) or error.status not in (404, 405):
-            return _failed(setting, url, error)
+            return failed(setting, url, error)
         models = []  # an endpoint need not have a list
     listing = str(watch)
     if model in models:
@@ -85,12 +85,12 @@ async def _asked(upstream: Upstream, name: str, url: str, model: str, models: li
     listed = ", ".join(models[:_LISTED]) + (", …" if len(models) > _LISTED else "")
     try:
         prompt = [PromptMessage("user", "Say ok.")]
-        await LLM(upstream, model).complete(prompt, max_tokens=1, deadline=_after(timeout))
+        await LLM(upstream, model).complete(prompt, max_tokens=1, deadline=after(timeout))
     except HandlerError as error:
         if isinstance(error, UpstreamError) and error.status in (400, 404, 422):
             fix = f"set {name}_MODEL to one that it has{f': {listed}' if listed else ''}"
             return fail(f"{name}_MODEL", f"{masked(url)} does not take {model!r}: {error.message}", fix)
-        return _failed(f"{name}_URL", url, error)
+        return failed(f"{name}_URL", url, error)
     has = f"takes {model!r}, lists {listed}" if listed else f"takes {model!r}, lists no models"
     return ok(f"{name}_URL", f"{masked(url)}: {has}, one token in {watch}")
 
@@ -117,13 +117,13 @@ Embedding = tuple[Finding, list[float] | None]
 
 async def _embed(session: aiohttp.ClientSession, settings: EmbeddingsSettings, timeout: float) -> Embedding:
     url = settings.embeddings_url
-    upstream = _upstream(session, "embeddings", url, settings.embeddings_api_key, timeout)
+    upstream = asked_once(session, "embeddings", url, settings.embeddings_api_key, timeout)
     watch = Stopwatch()
     try:
         client = Embeddings(upstream, settings.embeddings_model)
-        (vector,) = await client.embed(["Is anybody there?"], deadline=_after(timeout))
+        (vector,) = await client.embed(["Is anybody there?"], deadline=after(timeout))
     except HandlerError as error:
-        return _failed("EMBEDDINGS_URL", url, error), None
+        return failed("EMBEDDINGS_URL", url, error), None
     return ok("EMBEDDINGS_URL", f"{masked(url)}: {len(vector)} dimensions, one text in {watch}"), vector
 
 
@@ -175,11 +175,11 @@ async def check_reranker(session: aiohttp.ClientSession, settings: RerankerSetti
     url = settings.reranker_url
     if url is None:
         return [ok("RERANKER_URL", "not set: sources keep the order of the search")]
-    upstream = _upstream(session, "reranker", url, settings.reranker_api_key, timeout)
+    upstream = asked_once(session, "reranker", url, settings.reranker_api_key, timeout)
     watch = Stopwatch()
     try:
         client = Reranker(upstream, settings.reranker_model)
-        await client.rerank("Who is there?", ["Nobody.", "Somebody is there."], deadline=_after(timeout))
+        await client.rerank("Who is there?", ["Nobody.", "Somebody is there."], deadline=after(timeout))
     except HandlerError as error:
-        return [_failed("RERANKER_URL", url, error)]
+        return [failed("RERANKER_URL", url, error)]
     return [ok("RERANKER_URL", f"{masked(url)}: two texts in {watch}")]

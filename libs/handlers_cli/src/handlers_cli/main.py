@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from handlers_cli import bench, dlq, sessions
+from handlers_cli import bench, dlq, sessions, voice_commands
 from handlers_cli.session import run, settings
 
 app = typer.Typer(
     name="handlers",
-    help="Ask the handlers questions, feed them documents, and look after their streams.\n\n"
+    help="Ask the handlers questions, talk to them, feed them documents, and look after their streams.\n\n"
     "Settings come from the environment, under the services' own names: NATS_URL, EMBEDDINGS_URL, MILVUS_URI, …",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -21,6 +21,10 @@ app.add_typer(streams_app, name="streams")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(bench.app, name="bench")
+app.command(epilog="Example: [bold]handlers say 'Good morning.' -o morning.wav[/]")(voice_commands.say)
+app.command(epilog="Example: [bold]handlers voices --refresh[/]")(voice_commands.voices)
+app.command(epilog="Example: [bold]arecord -f S16_LE -r 16000 | handlers listen -[/]")(voice_commands.listen)
+app.command(epilog="Example: [bold]handlers talk question.wav -o answer.wav[/]")(voice_commands.talk)
 
 Timeout = Annotated[float, typer.Option(help="Seconds to wait in all.", min=0.1)]
 
@@ -75,7 +79,7 @@ def ask(
 
 @app.command(epilog="Example: [bold]handlers cancel 0c1f5e --reason 'asked the wrong thing'[/]")
 def cancel(
-    request_id: Annotated[str, typer.Argument(help="The turn, as `handlers ask --verbose` prints it.")],
+    request_id: Annotated[str, typer.Argument(help="The turn, as `handlers ask --verbose` and the like print it.")],
     reason: Annotated[str, typer.Option(help="Kept with the cancel.")] = "",
     wait: Annotated[float, typer.Option(help="Seconds to wait for the turn's end; 0 not to.", min=0)] = 5.0,
 ) -> None:
@@ -165,7 +169,10 @@ def streams_render(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Print the declarations as resources of NACK, the JetStream controller for Kubernetes. Needs no NATS."""
+    """Print the declarations as resources of NACK, the JetStream controller for Kubernetes. Needs no NATS.
+
+    What they have no field for is an error, but that a stream republishes headers alone: it republishes whole messages.
+    """
     from handlers_cli.render import render
 
     render(replicas=replicas, namespace=namespace, account=account, servers=server or (), json=json)

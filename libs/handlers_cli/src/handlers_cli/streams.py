@@ -3,9 +3,12 @@
 import typer
 
 from handler_core import streams
-from handler_core.jetstream import Api
-from handlers_cli.session import connected, err, out
+from handler_core.jetstream import Api, JetStreamError
+from handlers_cli.session import connected, err, out, say_error
 from handlers_cli.settings import CliSettings
+
+_NO_ROOM = frozenset({10002, 10023, 10047})
+"""The account's or the server's storage would not hold what a stream may grow to."""
 
 
 async def apply(config: CliSettings, replicas: int, wait: float) -> None:
@@ -17,6 +20,13 @@ async def apply(config: CliSettings, replicas: int, wait: float) -> None:
             for difference in refused.differences:
                 err.print(f"[bold red]refused[/] {difference}", markup=True)
             err.print("Back up what the stream holds, delete it (nats stream rm), and apply again.")
+            raise typer.Exit(1) from None
+        except JetStreamError as error:
+            if error.err_code not in _NO_ROOM:
+                raise
+            wanted = -(-sum(stream.max_bytes for stream in streams.STREAMS) // (1 << 30))
+            text = f"the streams reserve up to {wanted} GiB on each server: give it a larger disk or max_file_store"
+            say_error(f"{error}; {text}")
             raise typer.Exit(1) from None
     for difference in changed:
         if difference.field == "missing":
