@@ -587,10 +587,10 @@ def _dialogue(nats: NatsServer, typed: bytes) -> int:
                     os.write(ours, typed)
                     return process.wait(20)
                 # A signal in the moment before the terminal is read is seen only after it: pressed again, as one would.
-                for _ in range(40):
+                for _ in range(8):
                     process.send_signal(signal.SIGINT)
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        return process.wait(0.5)
+                        return process.wait(3)  # long enough for an end under load, which a second one would disturb
                 raise AssertionError("Ctrl-C does not end it")
             finally:
                 process.kill()
