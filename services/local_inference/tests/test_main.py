@@ -78,6 +78,14 @@ async def test_a_taken_port_ends_it_with_one_line() -> None:
     assert err.count(b"\n") == 1
 
 
+async def test_an_engine_that_is_not_installed_ends_it_with_one_line() -> None:
+    async with run(ENGINE="minilm", SPEECH_ENGINE="flite", PATH="") as process:
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    message = "SPEECH_ENGINE=flite: there is no flite command here; espeak needs none"
+    assert err.decode() == f"local_inference: {message}\n"
+
+
 async def test_print_config_shows_what_is_in_force() -> None:
     async with run("--print-config", FAULTS__RERANK__HANG="true") as process:
         out, _ = await process.communicate()

@@ -19,23 +19,31 @@ from local_inference.settings import Settings, load_settings
 _EPILOG = """\
 Settings are environment variables; --print-config shows them all with their values. The main ones:
   HOST=127.0.0.1, PORT=8900 (0: any free one), LOG_LEVEL=info (debug logs requests),
-  ENGINE=minilm (real embeddings, extractive answers) or echo (no model, for benchmarks),
-  FAULTS__CHAT__LATENCY_MS=200 and the like inject faults, as PUT /faults does while it runs."""
+  ENGINE=minilm (real embeddings, extractive answers, real speech) or echo (no model, for benchmarks),
+  SPEECH_ENGINE=auto (flite where it is installed, or else espeak-ng), flite or espeak,
+  FAULTS__CHAT__LATENCY_MS=200 and the like inject faults, as PUT /faults does while it runs.
+
+Endpoints:
+"""
 
 _SERVED = {
     "chat": "/v1/chat/completions",
     "embeddings": "/v1/embeddings /embed",
     "rerank": "/rerank /v1/rerank /v2/rerank",
+    "transcription": "/v1/audio/transcriptions",
+    "speech": "/v1/audio/speech /v1/audio/voices /api/tts /voices",
+    "xtts": "/tts_stream /studio_speakers /clone_speaker /languages",
     "control": "/health /info /v1/models /stats /faults",
 }
+_ENDPOINTS = "\n".join(f"  {family:<14}{paths}" for family, paths in _SERVED.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 for a wrong setting, 1 where it cannot serve."""
     parser = argparse.ArgumentParser(
         prog="python -m local_inference",
-        description="Development only: OpenAI- and TEI-shaped endpoints on the CPU, to run everything without a GPU.",
-        epilog=_EPILOG,
+        description="Development only: OpenAI-, TEI- and Coqui-shaped endpoints on the CPU, so that no GPU is needed.",
+        epilog=_EPILOG + _ENDPOINTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler
 
 from local_inference.errors import ApiError, Dialect
 from local_inference.faults import FaultInjector
+from local_inference.forms import receive
 
 FAULTS = web.AppKey("faults", FaultInjector)
 
@@ -20,9 +21,23 @@ FAMILIES = {
     "/rerank": "rerank",
     "/v1/rerank": "rerank",
     "/v2/rerank": "rerank",
+    "/v1/audio/transcriptions": "transcription",
+    "/v1/audio/speech": "speech",
+    "/api/tts": "speech",
+    "/tts_stream": "speech",
 }
+_BY_GET_TOO = "/api/tts"
+_CUT_BY_THEMSELVES = frozenset({"chat", "speech"})
+"""Families whose endpoints stream, and drop the connection in the middle of it."""
 _DROPPED = web.RequestKey("dropped", bool)
-_TEI = frozenset({"/embed", "/rerank", "/info"})
+_DIALECTS = {
+    "/embed": Dialect.TEI,
+    "/rerank": Dialect.TEI,
+    "/info": Dialect.TEI,
+    "/api/tts": Dialect.COQUI,
+    "/tts_stream": Dialect.FASTAPI,
+    "/clone_speaker": Dialect.FASTAPI,
+}
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("local_inference")
 
@@ -44,6 +59,8 @@ class Stats:
     chat: Tally = field(default_factory=Tally)
     embeddings: Tally = field(default_factory=Tally)
     rerank: Tally = field(default_factory=Tally)
+    transcription: Tally = field(default_factory=Tally)
+    speech: Tally = field(default_factory=Tally)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """As `/stats` shows them."""
@@ -55,7 +72,7 @@ STATS = web.AppKey("stats", Stats)
 
 def dialect_of(request: web.Request) -> Dialect:
     """Whose error bodies the requested endpoint sends."""
-    return Dialect.TEI if request.path in _TEI else Dialect.OPENAI
+    return _DIALECTS.get(request.path, Dialect.OPENAI)
 
 
 def drop_connection(request: web.Request) -> web.Response:
@@ -97,7 +114,7 @@ async def report(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Count requests of a family, and inject its faults."""
     family = FAMILIES.get(request.path)
-    if family is None or request.method != "POST":
+    if family is None or not (request.method == "POST" or request.path == _BY_GET_TOO):
         return await handler(request)
     faults = request.app[FAULTS]
     tally: Tally = getattr(request.app[STATS], family)
@@ -105,9 +122,9 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
     tally.in_flight += 1
     try:
         # Read first: while a body waits unread, the client's going away would pass unseen.
-        await request.read()
+        await receive(request)
         await faults.before_reply(family)
-        if family != "chat" and faults.of(family).cut_after_tokens is not None:
+        if family not in _CUT_BY_THEMSELVES and faults.of(family).cut_after_tokens is not None:
             return drop_connection(request)
         return await handler(request)
     except (asyncio.CancelledError, ConnectionError) as error:

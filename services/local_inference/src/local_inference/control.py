@@ -6,7 +6,7 @@ from aiohttp import web
 
 from local_inference.accounting import FAULTS, STATS
 from local_inference.faults import Faults
-from local_inference.keys import ENGINE, SETTINGS
+from local_inference.keys import ENGINE, SETTINGS, SYNTHESIZER, TRANSCRIBER
 from local_inference.schemas import read
 
 
@@ -22,6 +22,8 @@ async def models(request: web.Request) -> web.Response:
         engine.chat_model: engine.description,
         engine.embedding_model: f"Embeddings of {engine.dimensions} dimensions.",
     }
+    for model in (request.app[TRANSCRIBER], request.app[SYNTHESIZER]):
+        described[model.model] = model.description
     data = [
         {"id": name, "object": "model", "created": 0, "owned_by": "local_inference", "description": text}
         for name, text in described.items()

@@ -1,11 +1,16 @@
-"""An engine that costs next to nothing, for benchmarks of what stands in front of a model."""
+"""Engines that cost next to nothing, for benchmarks of what stands in front of a model."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+import struct
+from collections.abc import AsyncIterator, Sequence
 
+from handler_core.audio import Wav
 from local_inference.engine import Embeddings
 from local_inference.lexical import terms
 from local_inference.prompt import Turn
+from local_inference.synthesizer import CHUNK, FORMAT
+from local_inference.transcriber import Segment, Word
 
 
 class Echo:
@@ -54,3 +59,42 @@ class Echo:
     def _hash(self, text: str) -> list[float]:
         digest = hashlib.shake_256(text.encode("utf-8", "surrogatepass")).digest(self.dimensions // 8)
         return [value for byte in digest for value in self._signs[byte]]
+
+
+class EchoTranscriber:
+    """Hears nothing: two words for each second of audio, whatever is said in it."""
+
+    model = "echo"
+    description = Echo.description
+
+    async def transcribe(self, audio: Wav) -> list[Segment]:
+        """One segment, `token token … end.`, each word half a second long."""
+        count = max(1, round(2 * audio.format.seconds(len(audio.pcm))))
+        texts = ["token"] * (count - 1) + ["end."]
+        return [Segment([Word(text, place / 2, (place + 1) / 2) for place, text in enumerate(texts)], 0.0)]
+
+    async def close(self) -> None:
+        pass
+
+
+class EchoSynthesizer:
+    """A tone of 240 Hz, 60 ms for each character, a tenth of a second at least. Takes any voice."""
+
+    model = "echo"
+    description = Echo.description
+
+    def __init__(self) -> None:
+        # A chunk holds 24 whole waves, so that one follows on the other without a click.
+        rate, count = FORMAT.sample_rate, CHUNK // FORMAT.frame_size
+        waves = (round(8000 * math.sin(2 * math.pi * 240 * sample / rate)) for sample in range(count))
+        self._chunk = struct.pack(f"<{count}h", *waves)
+
+    async def voices(self) -> Sequence[str]:
+        return [self.model]
+
+    async def voice(self, name: str | None) -> str:
+        return name or self.model
+
+    async def speak(self, text: str, voice: str, speed: float) -> AsyncIterator[bytes]:
+        for _ in range(max(1, round(len(text) * 0.6 / speed))):
+            yield self._chunk

@@ -1,4 +1,4 @@
-"""How the endpoints report errors: OpenAI's shape, or TEI's where the endpoint is TEI's."""
+"""How the endpoints report errors: in the shape of the server that each stands for."""
 
 from enum import StrEnum
 from http import HTTPStatus
@@ -12,6 +12,12 @@ class Dialect(StrEnum):
 
     OPENAI = "openai"
     TEI = "tei"
+    COQUI = "coqui"
+    FASTAPI = "fastapi"
+    """Of Coqui's XTTS streaming server."""
+
+
+_UNPROCESSABLE = frozenset({Dialect.TEI, Dialect.FASTAPI})
 
 
 class ApiError(Exception):
@@ -42,22 +48,33 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     @classmethod
-    def invalid(cls, error: ValidationError, dialect: Dialect) -> "ApiError":
-        """The first fault that pydantic found: 422 from TEI, and from OpenAI 400."""
+    def invalid(cls, error: ValidationError, dialect: Dialect = Dialect.OPENAI) -> "ApiError":
+        """The first fault that pydantic found: 422 from TEI and FastAPI, 400 from the others."""
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(str(part) for part in first["loc"]) or None
         message = first["msg"] if param is None else f"{param}: {first['msg']}"
-        return cls(422 if dialect is Dialect.TEI else 400, message, param=param)
+        return cls(422 if dialect in _UNPROCESSABLE else 400, message, param=param)
 
     def response(self, dialect: Dialect) -> web.Response:
         """The error as that server would send it."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        if dialect is Dialect.TEI:
-            body: dict[str, object] = {"error": self.message, "error_type": _tei_type(self.status)}
-        else:
-            error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
-            body = {"error": error}
+        body = self._body(dialect)
         return web.json_response(body, status=self.status, headers=headers)
+
+    def _body(self, dialect: Dialect) -> dict[str, object]:
+        match dialect:
+            case Dialect.OPENAI:
+                error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
+                return {"error": error}
+            case Dialect.TEI:
+                return {"error": self.message, "error_type": _tei_type(self.status)}
+            case Dialect.COQUI:
+                return {"error": self.message}
+            case Dialect.FASTAPI if self.param is None:
+                return {"detail": self.message}
+            case Dialect.FASTAPI:
+                where = ["body", *self.param.split(".")]
+                return {"detail": [{"type": self.kind, "loc": where, "msg": self.message}]}
 
 
 def _tei_type(status: int) -> str:

@@ -18,14 +18,15 @@ class Fault(BaseModel):
     latency_ms: float = Field(default=0, ge=0, le=3_600_000)
     """Waited before the first byte of a reply or an injected error."""
     token_delay_ms: float = Field(default=0, ge=0, le=3_600_000)
-    """Waited between the tokens of a stream; chat only."""
+    """Waited between the tokens of a chat stream, and between the chunks of speech."""
     error_rate: float = Field(default=0, ge=0, le=1)
     """The share of requests that fail with `error_status`."""
     error_status: int = Field(default=503, ge=400, le=599)
     rate_limit: float | None = Field(default=None, gt=0, le=1_000_000)
     """Requests a second, with a burst of one second's worth; beyond it 429 with Retry-After."""
     cut_after_tokens: int | None = Field(default=None, ge=0)
-    """The connection is dropped after that many tokens of a stream, and in place of a reply that is not streamed."""
+    """The connection is dropped after that many tokens of a chat stream or chunks of speech (100 ms each), and in place
+    of any other reply."""
     hang: bool = False
     """Never answer."""
 
@@ -38,6 +39,8 @@ class Faults(BaseModel):
     chat: Fault = Fault()
     embeddings: Fault = Fault()
     rerank: Fault = Fault()
+    transcription: Fault = Fault()
+    speech: Fault = Fault()
 
     def __str__(self) -> str:
         return self.model_dump_json(exclude_defaults=True)
@@ -84,7 +87,7 @@ class FaultInjector:
         self._limits.clear()
 
     def of(self, family: str) -> Fault:
-        """The fault of `chat`, `embeddings` or `rerank`."""
+        """The fault of a family: `chat`, `embeddings` and so on."""
         fault: Fault = getattr(self.faults, family)
         return fault
 

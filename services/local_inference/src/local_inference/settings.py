@@ -18,6 +18,14 @@ class EngineName(StrEnum):
     ECHO = "echo"
 
 
+class SpeechEngine(StrEnum):
+    """What speaks."""
+
+    AUTO = "auto"
+    FLITE = "flite"
+    ESPEAK = "espeak"
+
+
 class Settings(LogSettings):
     """Settings, each by the environment variable of its name in capitals."""
 
@@ -28,11 +36,18 @@ class Settings(LogSettings):
     port: int = Field(default=8900, ge=0, le=65_535)
     """The port to listen on; 0 takes a free one, and the start-up line tells which."""
     engine: EngineName = EngineName.MINILM
-    """`minilm`: real embeddings, an extractive responder and a hybrid reranker. `echo`: no model, next to no cost."""
+    """`minilm`: real embeddings, an extractive responder, a hybrid reranker, and real speech. `echo`: no model, next to
+    no cost."""
+    speech_engine: SpeechEngine = SpeechEngine.AUTO
+    """`flite`, the command; `espeak`, which is always there; `auto`: flite where it is installed. The echo engine has
+    a tone of its own."""
+    transcribers: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1, le=64)
+    """Processes that recognise speech, 100 MB each; one is started when it is first needed."""
     threads: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, le=256)
-    """Batches of texts computed at once; as many as there are cores, up to 4, unless set."""
-    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
-    """The largest request body."""
+    """Batches of texts computed at once, and sentences that flite speaks at once; as many as there are cores, up to 4,
+    unless set."""
+    max_body_bytes: int = Field(default=25 * 1024 * 1024, ge=1024)
+    """The largest request body; OpenAI's limit for audio unless set."""
     max_client_batch_size: int = Field(default=32, ge=1, le=4096)
     """The most texts of one embeddings or TEI rerank request, as `/info` tells."""
     echo_dimensions: int = Field(default=384, ge=8, le=8192, multiple_of=8)
