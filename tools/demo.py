@@ -21,7 +21,7 @@ DOCUMENTS = ["docs"]
 QUESTION = "What keeps the message of a slow handler from being redelivered while it runs?"
 SERVICES = ["chat_handler", "voice_assistant"]
 READY_TIMEOUT = 60.0
-SPOKEN_QUESTION = Path("tests/audio/dead_letter.wav")
+SPOKEN_QUESTION = Path("tests/audio/worker_dies.wav")
 SPOKEN_ANSWER = Path("build/demo/answer.wav")
 TOKEN_DELAY_MS = "15"
 """The extractive responder is done at once; this lets it speak at the pace of a language model."""
@@ -170,7 +170,7 @@ def main() -> int:
             handlers(running, "ask", QUESTION, "--top-k", "4")
             (ROOT / SPOKEN_ANSWER).parent.mkdir(parents=True, exist_ok=True)
             (ROOT / SPOKEN_ANSWER).unlink(missing_ok=True)
-            handlers(running, "talk", str(SPOKEN_QUESTION), "-o", str(SPOKEN_ANSWER))
+            handlers(running, "talk", str(SPOKEN_QUESTION), "-o", str(SPOKEN_ANSWER), "--top-k", "3")
         say(f"\nDone in {time.monotonic() - began:.0f} s; everything is stopped and removed.")
         print(f"The spoken answer is in {SPOKEN_ANSWER}; the question was {SPOKEN_QUESTION}.")
         print("Next: `make run` keeps the stack running; then ask your own questions with `.venv/bin/handlers ask`.")

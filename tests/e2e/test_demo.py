@@ -49,7 +49,7 @@ def test_the_demo_answers_in_writing_and_in_speech_and_leaves_nothing_but_the_sp
     assert len(set(re.findall(r"\[\d\]", answer))) >= 2, printed
     assert len(re.findall(r"^ +\[\d\].* cited +docs/", printed, re.MULTILINE)) >= 2, printed
     assert "Where the time went" in written
-    assert "what is a dead letter" in spoken.lower()
+    assert "what happens when a worker dies" in spoken.lower()
     assert "Where the time went" in spoken
     with wave.open(str(ROOT / "build" / "demo" / "answer.wav")) as audio:
         assert audio.getnframes() > audio.getframerate(), "the spoken answer is shorter than a second"
