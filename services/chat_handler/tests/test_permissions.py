@@ -3,10 +3,8 @@ what is another's."""
 
 import asyncio
 import json
-import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,9 @@ import pytest
 
 from chat_handler.service import service
 from handler_core import streams
-from handler_core.config import NatsSettings
-from handler_core.connection import Connection, connect
 from handler_core.contract.chat import CHAT, ChatRequest
 from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, ask, nats_server, serving
+from handler_core.testing import NatsServer, ask, connection, guarded_server, login, serving
 
 from .conftest import SettingsFor
 
@@ -27,34 +23,18 @@ PAGE = Path(__file__).parents[3] / "docs" / "streams.md"
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server with the configuration of the page."""
-    [block] = re.findall(r"```text\n(authorization \{.*?\n\})\n```", PAGE.read_text(), re.DOTALL)
-    (tmp_path / "nats.conf").write_text(block)
-    with nats_server("--config", str(tmp_path / "nats.conf")) as server:
+def guarded() -> Iterator[NatsServer]:
+    with guarded_server(PAGE) as server:
         yield server
-
-
-@asynccontextmanager
-async def connected(server: NatsServer, user: str, password: str, inbox: str = "_INBOX") -> AsyncIterator[Connection]:
-    credentials: dict[str, Any] = {"nats_user": user, "nats_password": password, "nats_inbox_prefix": inbox}
-    nc = await connect(NatsSettings(nats_url=server.url, **credentials), user)
-    try:
-        yield nc
-    finally:
-        await nc.close()
 
 
 async def test_they_suffice_for_the_handler_and_keep_a_user_from_the_others(
     guarded: NatsServer, settings: SettingsFor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with connected(guarded, "provisioner", "p") as provisioner:
+    async with connection(guarded.url, nats_user="provisioner", nats_password="p") as provisioner:
         await streams.apply(Api(provisioner))
-    own: dict[str, Any] = {
-        "nats_url": guarded.url, "nats_user": "chat_handler", "nats_password": "c",
-        "nats_inbox_prefix": "_INBOX_chat_handler",
-    }  # fmt: skip
-    async with serving(service, settings(**own)), connected(guarded, "alice", "x", "_INBOX_alice") as alice:
+    own = settings(nats_url=guarded.url, **login("chat_handler", "c"))
+    async with serving(service, own), connection(guarded.url, **login("alice", "x")) as alice:
         request = ChatRequest(
             query="How often?", request_id=uuid.uuid4().hex, enable_rag=False, enable_streaming=True, session_id="s1"
         )
@@ -79,3 +59,4 @@ async def test_they_suffice_for_the_handler_and_keep_a_user_from_the_others(
         await alice.flush()
         await asyncio.sleep(0)
         assert heard == []
+    assert guarded.violations("provisioner") == guarded.violations("chat_handler") == []

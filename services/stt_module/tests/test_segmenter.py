@@ -76,7 +76,7 @@ def frames(*runs: int) -> list[bool]:
 
 
 def stub(at: Position | None = None, rate: int = RATE, **rules: int) -> Segmenter:
-    return Segmenter(Rules(**rules), rate, at, by_mark)  # type: ignore[arg-type]
+    return Segmenter(Rules(**{"noise_ms": 0, **rules}), rate, at, by_mark)  # type: ignore[arg-type]
 
 
 def test_half_a_minute_of_silence_gives_nothing() -> None:
@@ -271,7 +271,16 @@ def test_audio_gone_from_the_stream_is_not_left_out_of_what_is_there() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"frame_ms": 25}, {"mode": 4}, {"start_ms": 0}, {"pre_roll_ms": -1}, {"end_share": 0}, {"max_ms": 1500}],
+    [
+        {"frame_ms": 25},
+        {"mode": 4},
+        {"start_ms": 0},
+        {"pre_roll_ms": -1},
+        {"end_share": 0},
+        {"max_ms": 1500},
+        {"noise_ms": 1000},
+        {"noise_margin": 0},
+    ],
     ids=str,
 )
 def test_rules_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
@@ -282,7 +291,7 @@ def test_rules_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
 
 
 SMALL = Rules(
-    frame_ms=10, start_ms=40, end_ms=80, pre_roll_ms=60, min_ms=50, max_ms=600, tail_ms=30, interrupt_ms=70
+    frame_ms=10, start_ms=40, end_ms=80, pre_roll_ms=60, min_ms=50, max_ms=600, tail_ms=30, interrupt_ms=70, noise_ms=0
 )  # fmt: skip
 runs = st.lists(st.integers(0, 25), min_size=1, max_size=20)
 sizes = st.lists(st.integers(1, 900), min_size=1, max_size=10)

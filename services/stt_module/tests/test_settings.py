@@ -32,6 +32,7 @@ def test_they_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("FRAME_MS", "15"),
         ("VAD_MODE", "4"),
+        ("NOISE_MS", "500"),
         ("SPEECH_START_MS", "5"),
         ("MAX_UTTERANCE_MS", "900"),
         ("MAX_UTTERANCE_MS", "60000"),

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -94,6 +95,11 @@ class NatsServer:
     def stop(self) -> None:
         self._end(signal.SIGTERM)
 
+    def violations(self, user: str) -> list[str]:
+        """What the server has kept a user from, as `Publish "evt.x"` or `Subscription "_INBOX.>"`, in order."""
+        pattern = rf'/user:{user}" - (Publish|Subscription) Violation - \w+ ("[^"]*")'
+        return [" ".join(found) for found in re.findall(pattern, (self.data / "nats.log").read_text())]
+
     def _end(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
@@ -112,10 +118,26 @@ def nats_server(*arguments: str) -> Iterator[NatsServer]:
             server.kill()
 
 
+@contextlib.contextmanager
+def guarded_server(page: Path) -> Iterator[NatsServer]:
+    """A server with the users whose permissions a page of the documentation shows, and `operator`, who may do all."""
+    users = re.findall(r"^ *\{ user: .*?\} \}$", page.read_text(), re.DOTALL | re.MULTILINE)
+    with tempfile.TemporaryDirectory(prefix="nats-") as folder:
+        config = Path(folder, "nats.conf")
+        config.write_text("\n".join(["authorization { users = [", "{ user: operator, password: o }", *users, "] }"]))
+        with nats_server("--config", str(config)) as server:
+            yield server
+
+
+def login(user: str, password: str) -> dict[str, Any]:
+    """The settings of a user who has an inbox prefix of its own, as the pages advise."""
+    return {"nats_user": user, "nats_password": password, "nats_inbox_prefix": f"_INBOX_{user}"}
+
+
 @contextlib.asynccontextmanager
-async def connection(url: str) -> AsyncIterator[Connection]:
-    """A connection for a test, closed afterwards."""
-    nc = await connect(NatsSettings(nats_url=url), "test")
+async def connection(url: str, **credentials: Any) -> AsyncIterator[Connection]:
+    """A connection for a test, closed afterwards; `credentials` as `login` or NATS's settings name them."""
+    nc = await connect(NatsSettings(nats_url=url, **credentials), "test")
     try:
         yield nc
     finally:

@@ -36,6 +36,13 @@ class Rules:
     """How much of the window must be silent: a click does not prolong an utterance."""
     tail_ms: int = 300
     """Audio kept after the last voiced frame; the rest of the silence is the next one's pre-roll."""
+    noise_ms: int = 6000
+    """Where webrtcvad finds no silence, as among many people who talk, a voiced frame counts only if it stands out from
+    the quietest in so much audio; at least 2000, or 0: webrtcvad's word is taken always."""
+    noise_margin: float = 2.0
+    """How many times louder than that the loudest of a noise is, at most (2: 6 dB); of a steady one it is less."""
+    noise_spread: float = 8.0
+    """What varies more, its quietest 200 ms against its quietest frame, is speech with gaps and no noise (8: 18 dB)."""
 
     def __post_init__(self) -> None:
         if self.frame_ms not in {10, 20, 30}:
@@ -46,6 +53,8 @@ class Rules:
             raise ValueError("start_ms and end_ms are at least a frame, pre_roll_ms, min_ms and tail_ms not negative")
         if not (0 < self.start_share <= 1 and 0 < self.end_share <= 1):
             raise ValueError("start_share and end_share are above 0 and at most 1")
+        if 0 != self.noise_ms < 2000 or min(self.noise_margin, self.noise_spread) < 1:
+            raise ValueError("noise_ms is 0 or at least 2000, noise_margin and noise_spread are at least 1")
         if self.max_ms < self.least_ms:
             raise ValueError(f"max_ms is {self.max_ms}: at least {self.least_ms} with the other rules")
 

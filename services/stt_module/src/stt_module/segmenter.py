@@ -12,6 +12,7 @@ from typing import NamedTuple
 import webrtcvad
 
 from handler_core.audio import Buffer, peak
+from stt_module.noise import Noise
 from stt_module.rules import Rules as Rules
 
 WIDTH = 2
@@ -32,6 +33,8 @@ class Position(NamedTuple):
     """Where the speech begins of the utterance that is open from here on; None in silence."""
     continued: bool = False
     """Whether that utterance goes on with one that was cut."""
+    noise: float = 0.0
+    """What was known of noise taken for voice (`Noise.threshold`); with it an end found again may differ by frames."""
 
 
 class Started(NamedTuple):
@@ -99,6 +102,7 @@ class Segmenter:
         at = at or Position()
         self._rules, self._rate = rules, sample_rate
         self._is_speech = is_speech or webrtcvad.Vad(rules.mode).is_speech
+        self._noise = Noise(rules, sample_rate, at.noise) if rules.noise_ms else None
         self._measure(rules)
         # Bytes are counted from `at` on: those before, which are left out, have negative numbers.
         self._audio = bytearray()
@@ -192,7 +196,10 @@ class Segmenter:
         events: tuple[Event, ...] = NOTHING
         frame, cursor = self._frame, self._cursor
         while len(audio) - cursor >= frame:
-            voiced = self._is_speech(audio[cursor : cursor + frame], self._rate)
+            piece = audio[cursor : cursor + frame]
+            voiced = self._is_speech(piece, self._rate)
+            if self._noise is not None:
+                voiced = self._noise.passes(piece, voiced, self._open)
             self._cursor = cursor = cursor + frame
             self._history = history = (self._history << 1 | voiced) & self._full
             if not self._open:
@@ -289,7 +296,9 @@ class Segmenter:
         place += self._base
         chunk = bisect_right(self._starts, place) - 1
         onset_ms = self._onset_ms if self._open else None
-        return Position(self._marks[chunk], place - self._starts[chunk], self._ms(place), onset_ms, self._continued)
+        noise = self._noise.threshold if self._noise is not None else 0.0
+        offset = place - self._starts[chunk]
+        return Position(self._marks[chunk], offset, self._ms(place), onset_ms, self._continued, noise)
 
     def _ms(self, place: int) -> float:
         return self._origin_ms + place / self._per_ms

@@ -23,6 +23,8 @@ class Settings(STTSettings, ServiceSettings):
     """Utterances with less voiced audio are dropped, unless the session says `keep_short`."""
     max_utterance_ms: int = Field(default=30_000, le=43_000)
     """Longer ones are cut, with nothing lost; at most what 4 MiB hold at 48 kHz."""
+    noise_ms: int = Field(default=6000, ge=0, le=60_000)
+    """Audio in which the noise is looked for that speech has to stand out from; 0 takes webrtcvad's word for all."""
     interrupt_ms: int = Field(default=500, ge=100, le=10_000)
     """Speech that interrupts a client which is `responding`."""
     idle_timeout: float = Field(default=30.0, gt=0)
@@ -35,6 +37,13 @@ class Settings(STTSettings, ServiceSettings):
     """Sessions that one worker listens to at once."""
     stt_concurrency: int = Field(default=8, ge=1, le=1000)
     """Calls of the transcription endpoint that one worker has under way at once."""
+
+    @field_validator("noise_ms")
+    @classmethod
+    def _is_enough(cls, value: int) -> int:
+        if 0 < value < 2000:
+            raise ValueError("has to be 0, or at least 2000")
+        return value
 
     @field_validator("frame_ms")
     @classmethod
@@ -63,4 +72,5 @@ class Settings(STTSettings, ServiceSettings):
             keep_short=keep_short,
             max_ms=self.max_utterance_ms,
             interrupt_ms=self.interrupt_ms,
+            noise_ms=self.noise_ms,
         )
