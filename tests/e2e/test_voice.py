@@ -153,7 +153,7 @@ async def test_a_live_session_asks_is_answered_and_interrupts(
     nc: Connection, workers: Workers, models: FakeModels, ears: tuple[Ears, str]
 ) -> None:
     await workers.start("voice_assistant")
-    await workers.start("stt_module", STT_URL=ears[1])
+    await workers.start("stt_module", STT_URL=ears[1], SESSION_USERS="true")
     alice = await Speaker(nc, "s1").listen()
     await alice.start(user_id="alice", turn={"enable_rag": False, "system_prompt": "Be brief."})
     models.llm.script = [f"{SENTENCES[0]} M", asyncio.Event()]

@@ -185,10 +185,15 @@ async def test_attaching_in_the_middle_of_a_turn_misses_no_event_of_it(nc: Conne
         await api.publish("evt.chat.response.stream.t1", encode(event), {})
 
     await write(1, 100)
-    seen: list[int] = []
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(finish())
         async with asyncio.timeout(20), aclosing(attach(nc, CHAT, "t1")) as items:
-            async for item in items:
-                seen.append(item.seq if isinstance(item, StreamEvent) else -1)
+            seen = [item.seq if isinstance(item, StreamEvent) else -1 async for item in items]
     assert seen == [*range(1, 202), -1]
+
+
+async def test_attaching_to_a_turn_that_does_not_stream_ends_with_its_response(nc: Connection, api: Api) -> None:
+    await streams.apply(api)
+    await api.publish("evt.chat.response.t2", encode(ChatResponse(response="whole")), {})
+    async with asyncio.timeout(20), aclosing(attach(nc, CHAT, "t2")) as items:
+        assert [item.response async for item in items if isinstance(item, ChatResponse)] == ["whole"]

@@ -262,6 +262,27 @@ async def test_a_response_that_does_not_fit_is_told_as_an_error(nats: NatsServer
     assert "exceeds" in answered.response.error.message
 
 
+async def test_a_refused_request_ends_its_stream_where_its_family_streams_unless_told_not_to(
+    nats: NatsServer, nc: Connection
+) -> None:
+    class Spoken(ChatRequest):
+        enable_streaming: bool = True
+
+    async def never(request: Spoken, ctx: Context[None]) -> ChatResponse:
+        raise AssertionError("it is not valid")
+
+    async with serve(nats, never):
+        for name, said in (("default", {}), ("nil", {"enable_streaming": None}), ("off", {"enable_streaming": False})):
+            await Api(nc).publish(REQUEST, msgpack.packb({"request_id": name, "query": "x", "top_k": 0, **said}), {})
+        await settled(nc)
+    ends = {
+        name: await stored(nc, "AI_EVENTS", f"evt.chat.response.stream.{name}") for name in ("default", "nil", "off")
+    }
+    assert {name: [decode(event.data, StreamEvent).type for event in found] for name, found in ends.items()} == {
+        "default": ["error"], "nil": ["error"], "off": [],
+    }  # fmt: skip
+
+
 async def test_a_final_failure_is_buried_although_the_dead_letter_stream_was_away_when_it_was_told(
     nats: NatsServer, nc: Connection
 ) -> None:

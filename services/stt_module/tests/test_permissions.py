@@ -26,7 +26,7 @@ def guarded() -> Iterator[NatsServer]:
 async def test_they_suffice_for_a_session_from_its_first_chunk_to_the_turn_it_asks_for(
     guarded: NatsServer, settings: SettingsFor
 ) -> None:
-    own = {"nats_url": guarded.url, "max_sessions": 1, **login("stt_module", "s")}
+    own = {"nats_url": guarded.url, "max_sessions": 1, "session_users": True, **login("stt_module", "s")}
     async with connection(guarded.url, nats_user="operator", nats_password="o") as provisioner:
         await streams.apply(Api(provisioner))
         async with serving(service, settings(**own)), connection(guarded.url, **login("alice", "x")) as nc:

@@ -443,7 +443,7 @@ async def test_short_noise_while_responding_does_not_interrupt(settings: Setting
 async def test_each_transcript_is_asked_as_a_turn_and_names_it(
     settings: SettingsFor, speaker: SpeakerFor, nc: Connection
 ) -> None:
-    async with serving(service, settings()):
+    async with serving(service, settings(session_users=True)):
         alice = await speaker()
         await alice.start(turn={"collection": "plants", "top_k": 3}, user_id="alice", language="en")
         await alice.say(1)
@@ -462,6 +462,36 @@ async def test_each_transcript_is_asked_as_a_turn_and_names_it(
     assert [event.request_id for event in alice.events if event.is_final] == [r.request_id for r in requests]
     [interrupt] = [event for event in alice.events if event.type == "interrupt"]
     assert interrupt.request_id == requests[1].request_id
+
+
+async def test_nobody_is_another_user_by_saying_so(settings: SettingsFor, speaker: SpeakerFor, nc: Connection) -> None:
+    async with serving(service, settings()):
+        mallory = await speaker()
+        await mallory.start(turn={"collection": "user_bob"}, user_id="bob")
+        await mallory.say(1)
+        await until(lambda: any(event.type == "error" for event in mallory.events), "the start is refused")
+        await mallory.start(turn={})
+        await mallory.say(2)
+        await mallory.hears([2])
+    [error] = [event.error for event in mallory.events if event.error is not None]
+    assert error.message.startswith("user_id: is not taken from sessions here (SESSION_USERS)")
+    assert await stored(nc, "AI_VOICE", "ai.voice.user.bob.request") == []
+    [asked] = await stored(nc, "AI_VOICE", "ai.voice.request")
+    assert decode(asked.data, VoiceRequest).user_id is None
+
+
+@pytest.mark.parametrize("seq", [2**53, 2**64 - 1])
+async def test_a_count_beyond_all_reason_is_refused_and_the_session_goes_on(
+    settings: SettingsFor, speaker: SpeakerFor, seq: int
+) -> None:
+    async with serving(service, settings()):
+        alice = await speaker()
+        await alice.say(1)
+        await alice.send(type="chunk", audio=bytes(640), seq=seq)
+        await alice.say(2)
+        await alice.hears([1], [2])
+    [error] = [event.error for event in alice.events if event.error is not None]
+    assert error.message.startswith("seq: ")
 
 
 async def test_a_full_queue_of_turns_is_told_with_the_transcript(

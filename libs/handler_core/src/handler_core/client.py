@@ -107,7 +107,7 @@ async def attach(nc: Connection, family: Family[R], request_id: str) -> AsyncGen
 async def _followed(
     nc: Connection, family: Family[R], request_id: str, streaming: bool, begin: Callable[[Api], Awaitable[bool]]
 ) -> AsyncGenerator[StreamEvent | R, None]:
-    """Listen, `begin`, and yield what comes; `begin` tells whether there may be something in the stream by then."""
+    """Listen, `begin`, and yield what comes; `begin` tells whether the turn is somebody else's, and may have begun."""
     api = Api(nc)
     arrived: asyncio.Queue[StreamEvent | R | None] = asyncio.Queue()
 
@@ -125,7 +125,7 @@ async def _followed(
         subscriptions.append(await nc.subscribe(family.stream_subject(request_id), cb=on_event))
     nc.on_reconnect.append(look)
     try:
-        if await begin(api):
+        if attached := await begin(api):
             look()
         response: R | None = None
         seq, ended = 0, not streaming
@@ -141,6 +141,9 @@ async def _followed(
                 elif each.seq > seq:
                     seq, ended = each.seq, each.done
                     yield each
+            if attached and response is not None and not seq:
+                # Events are stored before the response: a turn that has none by now does not stream.
+                ended = await api.next(family.stream, _written(family.stream_subject(request_id)), 1) is None
         yield response
     finally:
         nc.on_reconnect.remove(look)
@@ -152,12 +155,17 @@ async def _followed(
 async def _stored(api: Api, family: Family[R], request_id: str, streaming: bool) -> list[StreamEvent | R]:
     """The events and the response that the stream holds by now."""
     found: list[StreamEvent | R] = []
-    subject = "evt." + family.stream_subject(request_id).removeprefix("ai.")
+    subject = _written(family.stream_subject(request_id))
     sequence = 1
     while streaming and (event := await api.next(family.stream, subject, sequence)) is not None:
         found.append(decode(event.data, family.event))
         sequence = event.sequence + 1
-    final = await api.last(family.stream, "evt." + family.response_subject(request_id).removeprefix("ai."))
+    final = await api.last(family.stream, _written(family.response_subject(request_id)))
     if final is not None:
         found.append(decode(final.data, family.response))
     return found
+
+
+def _written(subject: str) -> str:
+    """Where what is read on a subject was written."""
+    return "evt." + subject.removeprefix("ai.")

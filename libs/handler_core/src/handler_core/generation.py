@@ -33,6 +33,13 @@ class Generation(Generic[Q, R, C]):
         self._request = request
         self._handler = handler
 
+    def streams(self, body: dict[str, Any]) -> bool:
+        """Whether a request, valid or not, has its events published: as it says, or as its model has it by default."""
+        asked = body.get("enable_streaming")
+        if asked is None and (field := self._request.model_fields.get("enable_streaming")) is not None:
+            asked = field.default
+        return asked is True
+
     def begin(self, message: Incoming, body: dict[str, Any]) -> tuple[Q, Context[C]]:
         """The request, and its context, from here on the current one.
 

@@ -72,7 +72,7 @@ class Turn(Generic[Q, R, C]):
             self._generation.context(delivery)
             return
         ctx = self._generation.context(delivery, named(body))
-        streaming, copy_to = body.get("enable_streaming") is True, body.get("response_subject")
+        streaming, copy_to = self._generation.streams(body), body.get("response_subject")
         try:
             answer = self._answer(ctx, streaming, copy_to if isinstance(copy_to, str) else None)
         except HandlerError:

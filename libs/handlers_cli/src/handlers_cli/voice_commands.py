@@ -68,7 +68,9 @@ def listen(
     ] = None,
     language: Language = None,
     session: Annotated[str | None, typer.Option(help="The session's name; else one of its own.")] = None,
-    user: Annotated[str | None, typer.Option(help="Whose session it is.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose session it is, where stt_module believes it (SESSION_USERS).")
+    ] = None,
     respond: Annotated[bool, typer.Option("--respond", help="Have each transcript answered by voice.")] = False,
     play: Play = False,
     answers: Annotated[

@@ -13,7 +13,7 @@ import structlog
 
 from handler_core import codec
 from handler_core.audio import PcmFormat, first_channel
-from handler_core.contract.stt import MAX_CHUNK, SessionConfig, State, StreamMessage
+from handler_core.contract.stt import MAX_CHUNK, MAX_SEQ, SessionConfig, State, StreamMessage
 from handler_core.errors import HandlerError, Internal, InvalidRequest
 from stt_module import turns
 from stt_module.checkpoint import MAX_CONFIG, Checkpoint, Phase
@@ -121,7 +121,7 @@ class Intake:
             # The plain chunk; whatever is unusual about one is for the model to judge.
             if body.get("type") == "chunk" and type(audio := body.get("audio")) is bytes:
                 seq = body.get("seq")
-                if len(body) == 2 or (len(body) == 3 and type(seq) is int and seq >= 0):
+                if len(body) == 2 or (len(body) == 3 and type(seq) is int and 0 <= seq < MAX_SEQ):
                     self._chunk(sequence, audio, seq)
                     return
             self._message(sequence, codec.validate(body, StreamMessage))
@@ -185,6 +185,8 @@ class Intake:
         self._set_up(phase, Position(mark=sequence, ms=self.segmenter.clock_ms))
 
     def _check(self, phase: Phase) -> None:
+        if phase.config.user_id is not None and not self._settings.session_users:
+            raise InvalidRequest("user_id: is not taken from sessions here (SESSION_USERS)", stage="decode")
         turns.check(phase.config)
         try:
             self._settings.rules(frame_ms=phase.config.frame_ms)

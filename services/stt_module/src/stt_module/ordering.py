@@ -131,8 +131,8 @@ class Ordering:
         gap = range(self._expected, until)
         self._expected = until
         self._given_up.append(gap)
-        self.lost += len(gap)
-        return len(gap)
+        self.lost += until - gap.start  # which may be more than len() can tell
+        return until - gap.start
 
 
 def filling(before: bytes, after: bytes, size: int) -> bytes:

@@ -35,6 +35,9 @@ class Settings(STTSettings, ServiceSettings):
     """New audio after which the next partial transcript is made."""
     max_sessions: int = Field(default=256, ge=1, le=4096)
     """Sessions that one worker listens to at once."""
+    session_users: bool = False
+    """Whether the `user_id` of a session's `start` is believed, and its turns asked for as that user's: only where none
+    but trusted callers, such as a gateway, may publish on sessions."""
     stt_concurrency: int = Field(default=8, ge=1, le=1000)
     """Calls of the transcription endpoint that one worker has under way at once."""
 

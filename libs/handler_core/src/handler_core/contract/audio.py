@@ -4,9 +4,7 @@ import base64
 import binascii
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
-
-from handler_core.contract.base import Message
+from pydantic import BeforeValidator
 
 
 def _bytes(value: Any) -> Any:
@@ -23,13 +21,3 @@ def _bytes(value: Any) -> Any:
 
 Audio = Annotated[bytes, BeforeValidator(_bytes)]
 """Bytes; JSON callers, and others who cannot send bytes, send them as base64."""
-
-
-class Pcm(Message):
-    """What a sequence of samples is: signed little-endian integers (unsigned where `width` is 1), interleaved."""
-
-    sample_rate: int = Field(default=16_000, ge=4000, le=192_000)
-    """Hertz."""
-    width: int = Field(default=2, ge=1, le=4)
-    """Bytes of one sample."""
-    channels: int = Field(default=1, ge=1, le=8)

@@ -17,6 +17,9 @@ TRANSCRIPTION_SUBJECT = "ai.voice.transcription.{session}"
 MAX_CHUNK = 64 * 1024
 """Bytes of audio in one message."""
 
+MAX_SEQ = 1 << 53
+"""What a client's count of its chunks stays below."""
+
 State = Literal["listening", "responding"]
 
 
@@ -37,6 +40,7 @@ class SessionConfig(Message):
     """Whether to transcribe what is shorter than the shortest utterance, such as a single "yes"."""
     speaker_id: str | None = Field(default=None, max_length=256)
     user_id: Token | None = None
+    """Whose turns they are; only where the worker believes it (`SESSION_USERS`)."""
     turn: dict[str, Any] | None = None
     """Where given, each final transcript is asked of voice_assistant, with these fields of a `VoiceRequest`: its
     answer is on the subjects of `request_id`, which the transcript names."""
@@ -48,7 +52,7 @@ class StreamMessage(SessionConfig):
     type: Literal["start", "chunk", "state_change", "end"]
     audio: Audio = Field(default=b"", repr=False)
     """Signed 16-bit little-endian samples."""
-    seq: int | None = Field(default=None, ge=0)
+    seq: int | None = Field(default=None, ge=0, lt=MAX_SEQ)
     """The client's own count of its chunks, by which lost and late ones are noticed."""
     state: State | None = None
     """In a `state_change` (or a `start`): `responding` while the client plays an answer."""
@@ -78,7 +82,7 @@ class TranscriptEvent(Message):
     end_ms: float | None = None
     request_id: str | None = None
     """The voice turn that this transcript asked for; in an `interrupt`, the last one."""
-    played_ms: float | None = None
+    played_ms: float | None = Field(default=None, ge=0)
     """In an `interrupt`: how long the client had been `responding` when the speech began."""
     status: Literal["started", "resumed", "listening", "ended", "waiting"] | None = None
     """`resumed`: another worker goes on with the session; `listening`: a sign of life in long silences; `waiting`: all
