@@ -2,7 +2,8 @@
 
 Each session sends 16 kHz audio in chunks of 20 or 100 ms, speech and pauses by turns. The worker has a core of its own
 (where there are two or more); the server, the load and the speech-to-text endpoint, which answers at once, share the
-others. A level holds when not one chunk was looked at more than `LATE` seconds after the server had stored it.
+others. Sessions begin one after the other within 6 s; the `SECONDS` after that are measured. A level holds when not one
+chunk was looked at more than `LATE` seconds after the server had stored it, and none was left out.
 """
 
 import asyncio
@@ -29,9 +30,11 @@ from handler_core.jetstream import Api
 
 LATE = 0.1
 SECONDS = 8.0
-LEVELS = (100, 200, 300, 400, 500, 600, 800, 1000, 1200)
-CHUNKS = (20, 100)
+LEVELS = (100, 200, 300, 400, 500, 600, 800, 1000)
+MODES = {"chunks_20_ms": (20, True), "chunks_20_ms_no_partials": (20, False), "chunks_100_ms": (100, True)}
+"""By name in `voice.json`: milliseconds of a chunk, and whether there are partial transcripts."""
 SPEECH = ROOT / "tests" / "audio" / "dead_letter.wav"
+LOAD_LOG = "speakers.log"
 LAG = "handler_stt_chunk_lag_seconds"
 
 
@@ -61,48 +64,53 @@ async def run() -> dict[str, dict[str, float]]:
         f"\n{'sessions':>10}{'chunk ms':>10}{'chunks/s':>10}{'core':>8}{'late':>8}{'finals':>8}{'load behind ms':>16}"
     )
     result: dict[str, dict[str, float]] = {}
-    for chunk_ms in CHUNKS:
+    for mode, (chunk_ms, partials) in MODES.items():
         held: Level | None = None
         for sessions in LEVELS:
-            level = await _level(sessions, chunk_ms)
-            print(f"{sessions:>10}{chunk_ms:>10}{level.chunks / SECONDS:>10.0f}{level.core:>8.2f}{level.late:>8}"
+            level = await _level(sessions, chunk_ms, partials)
+            print(f"{mode:26}{sessions:>10}{level.chunks / SECONDS:>10.0f}{level.core:>8.2f}{level.late:>8}"
                   f"{level.finals:>8}{level.behind_ms:>16.0f}", flush=True)  # fmt: skip
             if not level.held:
                 break
             held = level
-        result[f"chunks_{chunk_ms}_ms"] = (
-            {"sessions": held.sessions, "core": held.core} if held else {"sessions": 0, "core": 0.0}
-        )
+        result[mode] = {"sessions": held.sessions, "core": held.core} if held else {"sessions": 0, "core": 0.0}
     return result
 
 
-async def _level(sessions: int, chunk_ms: int) -> Level:
+async def _level(sessions: int, chunk_ms: int, partials: bool) -> Level:
     """Run a fresh worker on a fresh server."""
-    say(f"{sessions} sessions, chunks of {chunk_ms} ms")
+    say(f"{sessions} sessions, chunks of {chunk_ms} ms{', partial transcripts' if partials else ''}")
     with tempfile.TemporaryDirectory(prefix="bench-voice-") as name:
         folder = Path(name)
         async with nats_server() as url, models(folder) as upstream:
             await _provision(url)
-            async with _worker(url, upstream, sessions, folder) as (process, port):
+            async with _worker(url, {**upstream, "PARTIALS": str(partials)}, sessions, folder) as (process, port):
                 own, others = _cores()
                 worker = psutil.Process(process.pid)
                 worker.cpu_affinity(own)
                 for other in psutil.Process().children():
                     if other.pid != process.pid:
                         other.cpu_affinity(others)
-                before = worker.cpu_times()
-                told = await _speak(url, sessions, chunk_ms, folder, others)
-                after = worker.cpu_times()
-                chunks, soon = await asyncio.to_thread(_lag, port)
+                speech = _speech(url, sessions, chunk_ms)
+                async with running(speech, {"GOMAXPROCS": "1"}, folder / LOAD_LOG) as load:
+                    psutil.Process(load.pid).cpu_affinity(others)
+                    await _said(load, folder, "ramped")
+                    before, (chunks, soon) = _cpu_seconds(worker), await asyncio.to_thread(_lag, port)
+                    await _said(load, folder, "spoken")
+                    after, (chunks_then, soon_then) = _cpu_seconds(worker), await asyncio.to_thread(_lag, port)
+                    told = await _told(load, folder)
+                all_chunks, _ = await asyncio.to_thread(_lag, port)
                 if process.returncode is not None:
                     raise BenchmarkError(f"stt_module ended:\n{end_of(folder / 'worker.log')}")
-    used = after.user + after.system - before.user - before.system
-    expected = told["chunks"]
-    if chunks < expected:
-        say(f"only {chunks:.0f} of {expected} chunks were looked at")
-    late = int(max(chunks, expected) - soon)
-    return Level(sessions, told["chunks"], late, round(used / told["seconds"], 2), told["behind_ms"],
+    never = max(0, told["all_chunks"] - all_chunks)
+    late = int((chunks_then - chunks) - (soon_then - soon) + never)
+    return Level(sessions, told["chunks"], late, round((after - before) / told["seconds"], 2), told["behind_ms"],
                  told["finals"], told["errors"])  # fmt: skip
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _cores() -> tuple[list[int], list[int]]:
@@ -120,11 +128,11 @@ async def _provision(url: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _worker(
-    url: str, upstream: Mapping[str, str], sessions: int, folder: Path
+    url: str, settings: Mapping[str, str], sessions: int, folder: Path
 ) -> AsyncIterator[tuple[Process, int]]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    env = {**upstream, "NATS_URL": url, "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port), "LOG_LEVEL": "warning",
+    env = {**settings, "NATS_URL": url, "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port), "LOG_LEVEL": "warning",
            "MAX_SESSIONS": str(sessions + 8), "STT_CONCURRENCY": "32"}  # fmt: skip
     async with running((PYTHON, "-m", "stt_module"), env, folder / "worker.log") as process:
         async with asyncio.timeout(30):
@@ -141,15 +149,24 @@ def _ready(port: int) -> bool:
     return False
 
 
-async def _speak(url: str, sessions: int, chunk_ms: int, folder: Path, cores: list[int]) -> dict[str, Any]:
-    log = folder / "speakers.log"
-    command = (str(BINARIES / "speakers"), "-url", url, "-sessions", str(sessions), "-seconds", str(SECONDS),
-               "-chunk-ms", str(chunk_ms), "-wav", str(SPEECH))  # fmt: skip
-    async with running(command, {"GOMAXPROCS": "1"}, log) as process:
-        psutil.Process(process.pid).cpu_affinity(cores)
-        if await process.wait():
-            raise BenchmarkError(f"the load failed:\n{end_of(log)}")
-    told: dict[str, Any] = json.loads(log.read_text())
+def _speech(url: str, sessions: int, chunk_ms: int) -> tuple[str, ...]:
+    return (str(BINARIES / "speakers"), "-url", url, "-sessions", str(sessions), "-seconds", str(SECONDS),
+            "-chunk-ms", str(chunk_ms), "-wav", str(SPEECH))  # fmt: skip
+
+
+async def _said(load: Process, folder: Path, word: str) -> None:
+    """Wait until the load says so."""
+    while f"{word}\n" not in (folder / LOAD_LOG).read_text():
+        if load.returncode is not None:
+            raise BenchmarkError(f"the load failed:\n{end_of(folder / LOAD_LOG)}")
+        await asyncio.sleep(0.02)
+
+
+async def _told(load: Process, folder: Path) -> dict[str, Any]:
+    """What the load tells of itself at its end."""
+    if await load.wait():
+        raise BenchmarkError(f"the load failed:\n{end_of(folder / LOAD_LOG)}")
+    told: dict[str, Any] = json.loads((folder / LOAD_LOG).read_text().splitlines()[-1])
     return told
 
 

@@ -27,6 +27,7 @@ var (
 	url      = flag.String("url", nats.DefaultURL, "the NATS server")
 	sessions = flag.Int("sessions", 300, "how many speak")
 	seconds  = flag.Float64("seconds", 10, "for how long")
+	ramp     = flag.Float64("ramp", 6, "seconds before that, in which they begin one after the other")
 	chunk    = flag.Int("chunk-ms", 20, "audio in one message")
 	file     = flag.String("wav", "", "what they say: 16 kHz, one channel, a header of 44 bytes")
 	prefix   = flag.String("prefix", "speaker", "what sessions are called")
@@ -93,12 +94,21 @@ func run() error {
 		phase[i] = period * time.Duration(i) / time.Duration(*sessions)
 		position[i] = rand.IntN(len(chunks))
 	}
-	rounds := int(*seconds * 1000 / float64(*chunk))
+	warm := int(*ramp * 1000 / float64(*chunk))
+	rounds := int(*seconds*1000/float64(*chunk)) + warm
+	sent, before := 0, 0
 	var buffer []byte
 	var behind time.Duration
 	start := time.Now()
 	for round := range rounds {
+		if round == warm {
+			behind, before = 0, sent
+			fmt.Println("ramped")
+		}
 		for i, subject := range subjects {
+			if i*warm > round**sessions {
+				break // this one and those after it have not begun
+			}
 			due := start.Add(period*time.Duration(round) + phase[i])
 			if wait := time.Until(due); wait > 500*time.Microsecond {
 				time.Sleep(wait)
@@ -109,8 +119,15 @@ func run() error {
 			if err = nc.Publish(subject, buffer); err != nil {
 				return err
 			}
+			sent++
 		}
 	}
+	took := time.Since(start)
+	if err = nc.FlushTimeout(10 * time.Second); err != nil {
+		return err
+	}
+	fmt.Println("spoken")
+	time.Sleep(time.Second) // for what is on its way
 	end := []byte("\x81\xa4type\xa3end")
 	for _, subject := range subjects {
 		if err = nc.Publish(subject, end); err != nil {
@@ -120,7 +137,6 @@ func run() error {
 	if err = nc.FlushTimeout(10 * time.Second); err != nil {
 		return err
 	}
-	took := time.Since(start)
 	time.Sleep(2 * time.Second) // for the last transcripts
 	var usage syscall.Rusage
 	if err = syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
@@ -128,7 +144,7 @@ func run() error {
 	}
 	cpu := time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{
-		"chunks": rounds * *sessions, "seconds": took.Seconds(), "behind_ms": float64(behind.Microseconds()) / 1000,
+		"chunks": sent - before, "all_chunks": sent, "seconds": took.Seconds() - *ramp, "behind_ms": float64(behind.Microseconds()) / 1000,
 		"finals": finals.Load(), "interrupts": interrupts.Load(), "errors": errors.Load(), "cpu_seconds": cpu.Seconds(),
 	})
 }
