@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler_core.speech import Sentences, pieces, speakable
+from handler_core.speech import Sentences, pieces
 
 MARKDOWN = [
     *("# ", "## Title\n", "**", "*", "__", "_", "~~", "~", "`", "``", "```", "```python\nx = 1\n```\n", "~~~\n", "- "),
@@ -102,6 +102,11 @@ plain = st.text(
     st.sampled_from(string.ascii_letters + string.digits + " \n.,;:!?'\"()$%&/=+" + "äßéñ你好世界。，！？…"),
     max_size=400,
 )
+
+
+def speakable(text: str) -> str:
+    """All that is said of a text, in one piece."""
+    return "".join(pieces(text, limit=1_000_000, minimum=1_000_000))
 
 
 @st.composite

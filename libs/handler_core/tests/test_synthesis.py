@@ -11,7 +11,7 @@ from handler_core.audio import PcmFormat
 from handler_core.clients.tts import AudioChunk
 from handler_core.deadline import Deadline
 from handler_core.errors import DownstreamUnavailable
-from handler_core.synthesis import Skip, Spoken, Synthesis, queued
+from handler_core.synthesis import Skip, Spoken, Synthesis
 
 MONO = PcmFormat(24_000)
 STEREO = PcmFormat(24_000, channels=2)
@@ -344,22 +344,16 @@ async def test_cancelling_closes_the_engine_and_leaves_no_task(moment: str, list
 
 
 async def test_cancelling_while_the_text_is_awaited_leaves_no_task(listener: FakeListener) -> None:
-    queue: asyncio.Queue[str | None] = asyncio.Queue()
-    queue.put_nowait("a")
+    async def text() -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.Event().wait()
+
     engine = FakeEngine(a=[b"a1"])
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(synthesis(engine).run(queued(queue), listener.emit))
+        task = group.create_task(synthesis(engine).run(text(), listener.emit))
         await listener.has_heard(1)
         task.cancel()
     assert task.cancelled()
-
-
-async def test_a_queue_gives_its_sentences_up_to_the_end(listener: FakeListener) -> None:
-    queue: asyncio.Queue[str | None] = asyncio.Queue()
-    for item in ("a", "b", None, "c"):
-        queue.put_nowait(item)
-    await synthesis(FakeEngine(a=[b"a1"], b=[b"b1"])).run(queued(queue), listener.emit)
-    assert list(listener.audio()) == ["a", "b"]
 
 
 async def test_what_an_earlier_worker_has_sent_is_not_sent_again(listener: FakeListener) -> None:

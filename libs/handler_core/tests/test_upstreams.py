@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from handler_core.clients.http import new_session
 from handler_core.contract.chat import ChatRequest, ChatResponse
 from handler_core.deadline import Deadline
 from handler_core.rag import Rag, answer
@@ -150,6 +151,15 @@ async def test_each_attempt_is_observed_under_its_upstreams_name(recorder: Recor
     for name in ("llm_premium", "llm"):
         assert f'handler_time_to_first_token_seconds_count{{upstream="{name}"}} 1' in text
         assert f'handler_tokens_total{{upstream="{name}",kind="completion"}}' in text
+
+
+async def test_a_session_that_there_is_already_is_used_and_left_open(recorder: Recorder) -> None:
+    async with new_session() as session:
+        async with rag_clients(settings(recorder), session=session) as clients:
+            await say(clients)
+        assert not session.closed
+    with pytest.raises(RuntimeError, match="closed"):
+        await say(clients)
 
 
 async def test_the_connections_are_closed_in_the_end_and_nothing_is_contacted_at_the_start(recorder: Recorder) -> None:

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
 
 from handler_core.audio import PcmFormat, read_wav, wav
 from handler_core.clients.breaker import CircuitBreaker
@@ -181,6 +183,16 @@ async def test_where_there_is_no_voice_the_answer_says_so(turns: Turns) -> None:
     voice = Voice(turns.voice.stt, None, turns.voice.rag)
     response = await voice_turn(voice, question())
     assert (response.response, response.degraded) == ("".join(ANSWER), ["tts"])
+
+
+@pytest.mark.parametrize(("text", "understood"), [("how \ud800 often", "how ? often"), ("aé" * 40_000, "aé" * 32_768)])
+async def test_a_transcript_that_is_endless_or_no_text_is_made_a_question(
+    turns: Turns, text: str, understood: str
+) -> None:
+    turns.models.stt.text = text
+    response = await turns.ask()
+    assert (response.transcription, response.response) == (understood, "".join(ANSWER))
+    assert turns.models.llm.prompts[0][-1]["content"] == understood
 
 
 @pytest.mark.parametrize("text", ["", "  "])
@@ -403,6 +415,75 @@ async def test_a_voice_is_not_held_to_be_gone_because_the_llm_hangs(
             await turns.ask(deadline=Deadline.after(0.2))
     turns.models.llm.script = list(ANSWER)
     assert (await turns.ask()).degraded == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 413, 500])
+async def test_what_the_endpoint_refuses_of_one_caller_silences_nobody_else(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no such language"}}, status=status)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns.models.tts, "answer", refuse)
+        for _ in range(3):
+            response = await turns.ask(question(speaker="anna", language="tlh"))
+            assert (response.degraded, response.response) == (["tts"], "".join(ANSWER))
+    assert (await turns.ask()).degraded == []
+
+
+async def test_a_voice_that_only_the_endpoint_knows_not_to_have_is_refused_and_silences_nobody_else(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "Invalid voice"}}, status=400)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns.models.tts, "answer", refuse)
+        for _ in range(3):
+            with pytest.raises(InvalidRequest, match=r"^speaker: 'carl' is refused: .*Invalid voice"):
+                await turns.ask(question(speaker="carl"))
+    assert (await turns.ask()).degraded == []
+
+
+async def test_a_voice_that_is_refused_in_the_middle_costs_the_answer_nothing(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speak = turns.models.tts.answer
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if (await request.json())["input"] == SENTENCES[0]:
+            return await speak(request)
+        return web.json_response({"error": {"message": "Invalid voice"}}, status=400)
+
+    monkeypatch.setattr(turns.models.tts, "answer", answer)
+    response = await turns.ask(question(speaker="carl"))
+    assert (response.response, response.degraded) == ("".join(ANSWER), ["tts"])
+    assert heard(turns.segments) == pcm(SENTENCES[:1])
+
+
+@pytest.mark.parametrize("fails", ["limit", "speak"])
+async def test_a_fault_of_ours_in_the_voice_costs_the_answer_nothing(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    assert turns.voice.speaker is not None
+    monkeypatch.setattr(turns.voice.speaker.tts, fails, fail)
+    with capture_logs() as logs:
+        response = await turns.ask()
+    assert (response.response, response.degraded) == ("".join(ANSWER), ["tts"])
+    assert [entry["event"] for entry in logs if entry.get("exc_info")] == ["speech_failed"]
+
+
+async def test_segments_and_their_text_fit_the_room_that_messages_have() -> None:
+    async with running(segment_room=20_000) as turns:
+        turns.models.tts.per_character = 4000
+        response = await turns.ask()
+        assert max(len(segment.audio) + len(segment.text) for segment in turns.segments) <= 20_000
+        assert heard(turns.segments) == pcm(SENTENCES, 4000)
+        assert response.degraded == []
 
 
 # -- cancelled

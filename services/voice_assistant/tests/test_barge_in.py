@@ -145,6 +145,20 @@ async def test_a_reply_is_interrupted_too(nc: Connection, settings: SettingsFor,
     assert await remembered(nc) == [("Why?", "…")]
 
 
+async def test_of_an_answer_in_the_making_that_nobody_is_streamed_nothing_was_heard(
+    nc: Connection, settings: SettingsFor, models: FakeModels
+) -> None:
+    models.tts.per_character = SLOWLY
+    models.llm.script = ["Water it once a week. In winter ", asyncio.Event()]
+    async with serving(service, settings()):
+        asking = asyncio.ensure_future(ask(nc, VOICE, REQUEST, question(enable_streaming=False)))
+        await until(lambda: models.tts.spoken, "the first sentence is made")
+        await interrupt(nc, played_ms=1300)
+        answered = await asking
+    assert (answered.response.response, answered.response.audio) == ("…", None)
+    assert await remembered(nc) == [("Why?", "…")]
+
+
 async def test_an_interrupt_while_the_connection_was_lost_is_found_afterwards(
     nc: Connection, settings: SettingsFor, models: FakeModels
 ) -> None:
@@ -217,6 +231,48 @@ async def test_an_answer_interrupted_while_it_is_played_is_remembered_as_far_as_
     assert answered.response.success
     assert kept[0] == ("Why?", "Water it once a week. In winter a cactus…"), "of seven words three fifths"
     assert [query for query, _ in kept] == ["Why?", "And why not?"], "in its place"
+
+
+async def test_an_interrupt_that_names_the_next_answer_ends_the_one_that_is_being_heard(
+    nc: Connection, settings: SettingsFor, models: FakeModels
+) -> None:
+    models.tts.per_character = SLOWLY
+    async with serving(service, settings()):
+        await ask(nc, VOICE, REQUEST, question())
+        models.llm.hangs = True
+        following = question(text="And now?")
+        asking = asyncio.ensure_future(ask(nc, VOICE, REQUEST, following))
+        await until(lambda: models.llm.calls == 2, "the next one is being made")
+        await interrupt(nc, request_id=following.request_id)
+        assert canceled(await asking) == "canceled: interrupted by speech"
+
+        async def amended() -> bool:
+            return (await remembered(nc))[0][1].endswith("…")
+
+        await until(amended, "what was being heard is cut as well")
+        kept = await remembered(nc)
+    assert [query for query, _ in kept] == ["Why?", "And now?"]
+    assert kept[1][1] == "…"
+
+
+async def test_a_listener_that_fails_costs_no_later_turn_of_a_session_anything(
+    nc: Connection, settings: SettingsFor, models: FakeModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = []
+
+    async def amend(*_: Any) -> None:
+        failed.append(True)
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(Memory, "amend", amend)
+    models.tts.per_character = SLOWLY
+    body = b'{"text": "Why?", "session_id": "s1", "enable_rag": false}'
+    async with serving(service, settings()):
+        await nc.request("ai.voice.ask", body, 10)
+        await interrupt(nc)
+        await until(lambda: failed, "the listener fails")
+        for _ in range(2):
+            assert b'"success":true' in (await nc.request("ai.voice.ask", body, 10)).data
 
 
 @pytest.mark.parametrize("by", ["stream", "response", "reply"])
@@ -330,6 +386,28 @@ def test_a_segment_that_is_replaced_was_not_heard() -> None:
     playback.note(segment, 1000.0)
     playback.hear(TranscriptEvent(type="interrupt", played_ms=99_000, timestamp=0.0))
     assert playback.heard() == "One two three four. Other words. …"
+
+
+def test_a_time_played_that_is_negative_is_none() -> None:
+    playback = played(WHOLE)
+    playback.hear(TranscriptEvent.model_construct(type="interrupt", played_ms=-1000.0, timestamp=1001.0))
+    assert playback.heard() == "…"
+
+
+@pytest.mark.parametrize(
+    ("at", "heard"), [(999.9, None), (1000.0, "…"), (1003.0, "One two three…"), (1005.9, "One two three four. Five…")]
+)
+def test_an_interrupt_of_another_answer_ends_this_one_only_while_it_is_heard(at: float, heard: str | None) -> None:
+    playback = played(WHOLE)
+    playback.hear(TranscriptEvent(type="interrupt", request_id="r2", played_ms=100, timestamp=at), at)
+    assert playback.interrupted.is_set() == (heard is not None)
+    assert heard is None or playback.heard() == heard
+
+
+def test_an_interrupt_of_another_answer_after_this_one_was_heard_leaves_it() -> None:
+    for playback in (played(WHOLE), played([]), Playback("r1")):
+        playback.hear(TranscriptEvent(type="interrupt", request_id="r2", timestamp=1006.0), 1006.0)
+        assert not playback.interrupted.is_set()
 
 
 async def test_what_begins_after_an_interrupt_ends_at_once() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from handler_core import streams
 from handler_core.answer import Answer
@@ -157,6 +158,21 @@ async def test_a_worker_that_died_before_the_transcript_left_nothing_to_go_on_fr
         events, response = await answered(nc, request)
     assert (models.stt.calls, heard(events)) == (1, pcm(*SENTENCES))
     assert response.success
+
+
+async def test_a_turn_that_fails_after_all_tells_what_an_earlier_worker_understood(
+    nc: Connection, settings: SettingsFor, models: FakeModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no such model"}}, status=404)
+
+    monkeypatch.setattr(models.llm, "answer", refuse)
+    request = question()
+    await begun(nc, request, Transcript(content="How much water?"))
+    async with serving(service, settings()):
+        _, response = await answered(nc, request)
+    assert response.error is not None
+    assert (response.error.stage, response.transcription) == ("llm", "How much water?")
 
 
 @pytest.mark.parametrize("played_ms", [None, 500])

@@ -21,6 +21,8 @@ _PCM, _EXTENSIBLE = 0x0001, 0xFFFE
 _CODECS = {0x0002: "ADPCM", 0x0003: "floating point", 0x0006: "A-law", 0x0007: "mu-law", 0x0011: "IMA ADPCM",
            0x0055: "MP3"}  # fmt: skip
 _MAX_CHUNKS = 1000
+MP3_CERTAIN = 2885
+"""Bytes with which `sniff` knows an MP3 without a tag from samples: the longest frame, and the header of the next."""
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat")
 
 

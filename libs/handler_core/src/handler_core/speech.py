@@ -40,17 +40,6 @@ _LONGEST_ABBREVIATION = 12
 _LONGEST_CLUSTER = 16
 
 
-def speakable(text: str) -> str:
-    """The text as a voice reads it, in one line; empty when there is nothing to say.
-
-    Dropped are Markdown's marks, code blocks, images, citation markers, HTML tags and emoji. A link is read as its
-    text and a bare address as its host; inline code is read where it is words (`max_deliveries` as two), else dropped.
-    A heading, an item or a row of a table that ends without a mark gets a full stop, and cells are joined by commas.
-    """
-    plain = PlainText()
-    return _said(plain.feed(text) + plain.close())
-
-
 def pieces(text: str, *, limit: int, minimum: int = MINIMUM) -> list[str]:
     """The sentences of a text that is complete; see `Sentences`."""
     sentences = Sentences(minimum=minimum, limit=limit)
@@ -58,7 +47,11 @@ def pieces(text: str, *, limit: int, minimum: int = MINIMUM) -> list[str]:
 
 
 class Sentences:
-    """Cuts streamed text into sentences for a voice, each `speakable` already.
+    """Cuts streamed text into sentences as a voice reads them.
+
+    Dropped are Markdown's marks, code blocks, images, citation markers, HTML tags and emoji. A link is read as its
+    text and a bare address as its host; inline code is read where it is words (`max_deliveries` as two), else dropped.
+    A heading, an item or a row of a table that ends without a mark gets a full stop, and cells are joined by commas.
 
     A sentence ends at `. ! ? …` before white space, at their full-width forms, and at a line break. One more
     character shows that the end is none: before lower case, and after abbreviations, initials and ordinals, the

@@ -201,12 +201,6 @@ class _Sentence:
             await self._drained.wait()
 
 
-async def queued(queue: asyncio.Queue[str | None]) -> AsyncIterator[str]:
-    """The sentences of a queue, up to the None that ends them."""
-    while (sentence := await queue.get()) is not None:
-        yield sentence
-
-
 def _check_format(expected: PcmFormat, found: PcmFormat) -> None:
     if found != expected:
         raise DownstreamUnavailable(

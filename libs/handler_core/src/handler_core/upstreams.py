@@ -44,10 +44,17 @@ class RagSettings(LLMSettings, EmbeddingsSettings, RerankerSettings, MilvusSetti
 
 
 @asynccontextmanager
-async def rag_clients(settings: RagSettings, metrics: Metrics | None = None) -> AsyncIterator[Rag]:
+async def rag_clients(
+    settings: RagSettings, metrics: Metrics | None = None, session: aiohttp.ClientSession | None = None
+) -> AsyncIterator[Rag]:
     """The clients for `rag.answer`, closed afterwards. Upstreams are contacted at their first use, but for the vector
-    store, whose client is slow to import and connects meanwhile."""
-    async with new_session() as session, vector_store(settings, metrics) as store, background(_warm(store)):
+    store, whose client is slow to import and connects meanwhile.
+
+    Args:
+        session: the process's pool of connections, where there is one already; it is left open.
+    """
+    pool = new_session() if session is None else contextlib.nullcontext(session)
+    async with pool as session, vector_store(settings, metrics) as store, background(_warm(store)):
         yield Rag(
             llm=_llm(session, settings, metrics),
             premium=_premium(session, settings, metrics),

@@ -18,9 +18,11 @@ from handler_core.contract.voice import Transcript, VoiceEvent, VoiceRequest, Vo
 from handler_core.deadline import Deadline
 from handler_core.timings import Timings
 from handler_core.voice_audio import recording
-from handler_core.voice_speech import Speaker, Speech, standing
+from handler_core.voice_speech import Speaker, Speech, piece_of, standing
 
 NOTHING_HEARD = "Sorry, I did not catch that."
+MAX_QUESTION = 65_536
+"""Characters of a question; the rest of a longer transcript is left out."""
 RESERVE = 0.5
 """Seconds before the deadline at which nobody waits for audio any more: the answer has to get there as well."""
 
@@ -119,7 +121,9 @@ class _Turn:
                 language=request.language,
                 deadline=self.deadline,
             )
-        return Transcript(content=heard.text.strip(), language=request.language or heard.language)
+        # What an endpoint makes up on noise may be endless; half a surrogate pair is JSON, but no text.
+        said = heard.text[:MAX_QUESTION].encode("utf-8", "replace").decode().strip()
+        return Transcript(content=said, language=request.language or heard.language)
 
     def speech(self, language: str | None, earlier: Sequence[VoiceEvent]) -> Speech | None:
         """The answer's voice, where it is to have one and there is one."""
@@ -177,10 +181,7 @@ class _Turn:
 
 def _transcript_of(earlier: Sequence[VoiceEvent]) -> Transcript | None:
     """What an earlier attempt has understood, and told."""
-    for event in reversed(earlier):
-        if event.type == "transcript":
-            return Transcript(content=event.content, language=event.language)
-    return None
+    return next((piece for piece in map(piece_of, reversed(earlier)) if isinstance(piece, Transcript)), None)
 
 
 def _with_audio(response: VoiceResponse, speech: Speech | None, *, streamed: bool) -> VoiceResponse:

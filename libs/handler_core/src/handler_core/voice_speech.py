@@ -10,8 +10,9 @@ import structlog
 
 from handler_core.audio import PcmFormat, wav
 from handler_core.clients.breaker import CircuitBreaker
+from handler_core.clients.failures import UpstreamError
 from handler_core.clients.tts import TTS, AudioChunk
-from handler_core.contract.voice import Segment, VoiceEvent
+from handler_core.contract.voice import Segment, Transcript, VoiceEvent
 from handler_core.deadline import Deadline
 from handler_core.errors import DeadlineExceeded, DownstreamUnavailable, HandlerError, InvalidRequest
 from handler_core.speech import Sentences
@@ -22,6 +23,8 @@ log = structlog.get_logger("handler_core.voice")
 
 WAV_HEADER = 44
 SEGMENT_BYTES = 65_536
+LEAST_BYTES = 1024
+"""Samples of a segment where next to nothing fits a message."""
 PATIENCE = 1.0
 """Seconds without audio after which a voice counts as failed, although it was only given too little time."""
 
@@ -31,11 +34,13 @@ class Speaker:
     """Who speaks, and how.
 
     Args:
-        breaker: told of answers of which no sound could be had, whatever kept it away; while it is open, answers are
-            not spoken and wait for nothing. (An upstream's own breaker does not count deadlines that passed.)
+        breaker: told of answers of which the endpoint made no sound; while it is open, answers are not spoken and wait
+            for nothing. (An upstream's own breaker does not count deadlines that passed.) What an endpoint refuses is
+            the doing of one request, and must not silence those of others.
         sentence_min_chars: of a sentence; a shorter one is spoken together with the next.
         first_min_chars: of the first one, for which somebody waits.
         max_bytes: up to which the audio is kept, as a WAV file, to be sent whole.
+        segment_room: bytes that a segment's samples and text may have together; `SEGMENT_BYTES` are the most samples.
     """
 
     tts: TTS
@@ -43,15 +48,29 @@ class Speaker:
     sentence_min_chars: int = 20
     first_min_chars: int = 10
     max_bytes: int = 512 * 1024
+    segment_room: float = float("inf")
+
+    def segment_bytes(self, limit: int) -> int:
+        """The most samples of one segment, where a sentence has `limit` characters at most, of up to four bytes."""
+        return int(max(LEAST_BYTES, min(SEGMENT_BYTES, self.segment_room - 4 * limit)))
+
+
+def piece_of(event: VoiceEvent) -> Transcript | Segment | None:
+    """What an attempt has written that became this event; None for text, and for what it did not write."""
+    if event.type == "transcript":
+        return Transcript(content=event.content, language=event.language)
+    if event.type == "audio":
+        return Segment.model_validate(event.model_dump(exclude_none=True))
+    return None
 
 
 def standing(events: Sequence[VoiceEvent]) -> list[Segment]:
     """The audio that earlier attempts have streamed, without what later ones replaced."""
     segments: list[Segment] = []
-    for event in events:
-        if event.type == "audio" and event.segment is not None and event.segment <= len(segments):
-            del segments[event.segment :]
-            segments.append(Segment.model_validate(event.model_dump(exclude_none=True)))
+    for piece in map(piece_of, events):
+        if isinstance(piece, Segment) and piece.segment <= len(segments):
+            del segments[piece.segment :]
+            segments.append(piece)
     return segments
 
 
@@ -92,6 +111,7 @@ class Speech:
         self._text: asyncio.Queue[str | None] = asyncio.Queue()
         self._closed = False
         self._limit: asyncio.Timeout | None = None
+        self._segment_bytes = SEGMENT_BYTES
         self._begun = 0.0  # when there was text, and
         self._asked = 0.0  # when the voice was first asked for something that it owes
         self._sentence = -1
@@ -123,7 +143,7 @@ class Speech:
         """Speak. A failure is no error: what was spoken stays, and `failed` tells.
 
         Raises:
-            InvalidRequest: there is no such voice as was asked for.
+            InvalidRequest: there is no such voice as was asked for, so that nothing was spoken.
         """
         breaker = self._speaker.breaker
         if rest := breaker.acquire():
@@ -135,20 +155,25 @@ class Speech:
                 self._sign_of_life()
                 await self._speak()
         except InvalidRequest as error:
-            if self._voice is not None:
+            if self._voice is not None and not self.segments and error.message.startswith("speaker"):
                 error.stage = "tts"
                 raise
-            self._fail(error.message)
+            self._fail(error.message, counts=False)
         except (DeadlineExceeded, TimeoutError):
             self._fail("no audio in time", counts=_since(self._asked) > PATIENCE)
         except HandlerError as error:
-            self._fail(error.message)
+            # Engines say 500 of a language, too, that they do not speak: the upstream's own breaker minds those.
+            refused = isinstance(error, UpstreamError) and error.status == 500
+            self._fail(error.message, counts=error.retryable and not refused)
+        except Exception as error:
+            log.exception("speech_failed")  # a voice never costs an answer its text
+            self._fail(type(error).__name__, counts=False)
         finally:
             self._limit = None
             if self._begun:
                 self._timings.record("tts", _since(self._begun))
 
-    def _fail(self, problem: str, *, counts: bool = True) -> None:
+    def _fail(self, problem: str, *, counts: bool) -> None:
         log.warning("degraded", without="tts", error=problem, segments=self.segments)
         self.failed = True
         if counts and not self.segments:
@@ -176,7 +201,7 @@ class Speech:
                 self._emit(spoken, number + spoken.sentence)
 
             synthesis = Synthesis(
-                self._say, deadline=self._deadline, piece_bytes=SEGMENT_BYTES, skip=Skip(bytes=skipped)
+                self._say, deadline=self._deadline, piece_bytes=self._segment_bytes, skip=Skip(bytes=skipped)
             )
             async with aclosing(rest()) as following:
                 await synthesis.run(following, emit)
@@ -192,6 +217,7 @@ class Speech:
         speaker = self._speaker
         limit = await speaker.tts.limit(self._language, deadline=self._deadline)
         self._asked = 0.0
+        self._segment_bytes = speaker.segment_bytes(limit)
         sentences = Sentences(
             minimum=speaker.sentence_min_chars,
             first_minimum=min(speaker.first_min_chars, speaker.sentence_min_chars),

@@ -68,6 +68,15 @@ async def test_a_file_and_its_options_are_sent_as_a_form(server, upstream):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("said", "sent_as"), [("de-AT", b"de"), ("zh-TW", b"zh"), ("pt_BR", b"pt"), ("yue", b"yue")])
+async def test_a_language_is_sent_without_its_region(server, upstream, said, sent_as):
+    server.on(PATH, server.json(VERBOSE))
+    await transcribe(STT(upstream), language=said)
+    assert sent(server)["language"] == sent_as
+    await transcribe(STT(upstream, language=said))
+    assert sent(server)["language"] == sent_as
+
+
 async def test_what_is_not_known_is_not_sent_and_the_settings_language_counts_last(server, upstream):
     server.on(PATH, server.json(VERBOSE))
     await transcribe(STT(upstream))

@@ -240,6 +240,16 @@ async def test_coqui_gets_a_form_and_its_wav_is_read(session):
         assert server.sent() == {"text": "Hello there.", "language_id": "zh-cn", "speaker_id": "Claribel Dervla"}
 
 
+@pytest.mark.parametrize(
+    ("said", "sent_as"), [("de-AT", "de"), ("EN", "en"), ("zh-CN", "zh-cn"), ("zh-Hant-TW", "zh-cn"), ("pt-br", "pt")]
+)
+async def test_coqui_gets_a_language_as_its_models_name_it(session, said, sent_as):
+    app, server = coqui()
+    async with running(app, server):
+        await heard(client(session, server), language=said)
+        assert server.sent()["language_id"] == sent_as
+
+
 async def test_coqui_clones_a_recording_by_its_path_there(session, folder):
     app, server = coqui()
     async with running(app, server):
@@ -327,6 +337,21 @@ async def test_a_voice_that_openai_refuses_is_told_with_those_it_has(session):
         assert (await failure(tts, speaker="a")).status == 400  # a known voice: it is something else
 
 
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_a_voice_of_no_list_that_is_refused_by_name_is_the_requests_mistake(session, status):
+    app, server = openai(speech(b'{"detail": [{"loc": ["body", "voice"], "msg": "unknown"}]}', "", status))
+    async with running(app, server):
+        with pytest.raises(InvalidRequest, match=r"^speaker: 'zed' is refused: tts: HTTP 4.*voice: unknown$"):
+            await say(client(session, server), speaker="zed")
+        assert (await failure(client(session, server))).status == status  # which named no voice
+
+
+async def test_what_is_refused_for_something_else_is_not_laid_to_the_voice(session):
+    app, server = openai(speech(b'{"detail": "the model is not loaded"}', "application/json", 404))
+    async with running(app, server):
+        assert (await failure(client(session, server), speaker="zed")).status == 404
+
+
 async def test_a_recordings_name_is_the_voice_for_openai(session, folder):
     app, server = openai()
     async with running(app, server):
@@ -347,6 +372,70 @@ async def test_xtts_gets_a_speakers_numbers_with_each_text(session):
         await heard(tts, 'Quote " {x}', speaker='Ann "A" {é}', language="pt-br")
         assert server.sent()["speaker_embedding"] == [7.0]
         assert (server.sent()["text"], server.sent()["language"]) == ('Quote " {x}', "pt")
+
+
+def counted(app: web.Application, path: str) -> list[str]:
+    """Grows with each request for that path."""
+    seen: list[str] = []
+
+    async def count(request: web.Request, _: web.StreamResponse) -> None:
+        if request.path == path:
+            seen.append(path)
+
+    app.on_response_prepare.append(count)
+    return seen
+
+
+@pytest.mark.parametrize("speaker", [None, "Claribel Dervla", 'Ann "A" {é}'])
+async def test_first_sentences_of_a_voice_at_once_read_the_speakers_once(session, speaker):
+    app, server = xtts()
+    reads = counted(app, "/studio_speakers")
+    async with running(app, server):
+        tts = client(session, server, engine="xtts", concurrency=8)
+        await asyncio.gather(*(heard(tts, speaker=speaker) for _ in range(8)))
+        assert len(reads) == 1
+        assert server.sent()["speaker_embedding"] == (
+            [7.0] if speaker == 'Ann "A" {é}' else NUMBERS["speaker_embedding"]
+        )
+
+
+async def test_first_sentences_of_a_recording_at_once_clone_it_once(session, folder):
+    app, server = xtts()
+    async with running(app, server):
+        tts = client(session, server, engine="xtts", concurrency=8, folder=folder)
+        await asyncio.gather(*(heard(tts, speaker="eve") for _ in range(8)))
+    assert [path for path, _ in server.seen].count("/clone_speaker") == 1
+
+
+async def test_a_speaker_that_xtts_does_not_have_is_refused_with_those_it_has(session):
+    app, server = xtts()
+    reads = counted(app, "/studio_speakers")
+    async with running(app, server):
+        tts = client(session, server, engine="xtts")
+        for _ in range(3):
+            with pytest.raises(InvalidRequest, match=r"^speaker: no voice 'Bob'; there are Ann .*, Claribel Dervla$"):
+                await say(tts, speaker="Bob")
+        assert (len(reads), server.seen) == (2, [])
+
+
+async def test_waiting_for_speakers_counts_against_the_deadline(session):
+    app, server = xtts()
+    held = asyncio.Event()
+
+    async def hold(request: web.Request, _: web.StreamResponse) -> None:
+        held.set()
+        if request.path == "/studio_speakers":
+            await asyncio.Event().wait()
+
+    app.on_response_prepare.append(hold)
+    async with running(app, server):
+        tts = client(session, server, engine="xtts", concurrency=2)
+        first = asyncio.ensure_future(say(tts))
+        await held.wait()
+        with pytest.raises(DeadlineExceeded, match="no voice before the deadline"):
+            await say(tts, deadline=Deadline.after(0.05))
+        first.cancel()
+        await asyncio.wait([first])
 
 
 async def test_xtts_clones_a_recording_once_and_again_when_it_changes(session, folder):
@@ -473,6 +562,21 @@ async def test_an_answer_that_is_no_speech_is_an_error_before_any_audio(session,
             await anext(stream)
     assert text in caught.value.message
     assert caught.value.outcome == "invalid"
+
+
+@pytest.mark.parametrize("first", [12, 400, 2000])
+def test_samples_that_begin_like_an_mp3_are_not_taken_for_one(first: int) -> None:
+    pcm = array("h", [-1, 0xE0, *[300, -300] * 2000]).tobytes()
+    reader = SpeechReader(Failures("tts", []), 24_000, "audio/pcm")
+    chunks = [reader.feed(pcm[:first]), reader.feed(pcm[first:]), reader.end()]
+    assert b"".join(chunk.pcm for chunk in chunks if chunk is not None) == pcm
+
+
+def test_an_mp3_without_a_tag_is_still_told_however_it_is_cut() -> None:
+    mp3 = (b"\xff\xfb\x90\x00" + bytes(413)) * 8
+    reader = SpeechReader(Failures("tts", []), 24_000, "audio/pcm")
+    with pytest.raises(UpstreamError, match="mp3 instead"):
+        _ = [reader.feed(mp3[place : place + 100]) for place in range(0, len(mp3), 100)]
 
 
 async def test_too_much_speech_is_an_error(session, monkeypatch):

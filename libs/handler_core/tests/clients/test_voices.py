@@ -66,6 +66,22 @@ async def test_the_folder_may_itself_be_a_link_and_may_be_missing(folder: Path, 
     assert await names(VoicesFolder(folder / "ann.wav" / "x")) == []
 
 
+async def test_a_link_that_leads_to_itself_leaves_the_other_voices(folder: Path) -> None:
+    (folder / "loop.wav").symlink_to("loop.wav")
+    with capture_logs() as logs:
+        assert await names(VoicesFolder(folder)) == ["ann"]
+    assert [entry["reason"].split(":")[0] for entry in logs] == ["loop.wav"]
+
+
+async def test_a_folder_that_is_none_has_no_voices_and_is_told_of_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (folder / "ann.wav", tmp_path / "loop"):
+        kept = VoicesFolder(path)
+        with capture_logs() as logs:
+            assert await names(kept) == await names(kept) == []
+        assert [entry["event"] for entry in logs] == ["voices_unreadable"]
+
+
 async def test_a_new_file_is_found_and_a_removed_one_forgotten(folder: Path) -> None:
     kept = VoicesFolder(folder)
     assert await names(kept) == ["ann"]

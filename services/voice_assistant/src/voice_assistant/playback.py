@@ -8,7 +8,7 @@ to what was heard.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -23,7 +23,7 @@ from handler_core.codec import decode
 from handler_core.connection import Connection
 from handler_core.contract.base import Message
 from handler_core.contract.stt import TRANSCRIPTION_SUBJECT, TranscriptEvent
-from handler_core.contract.voice import Segment, Transcript, VoiceEvent, VoiceResponse
+from handler_core.contract.voice import Segment, Transcript, VoiceResponse
 from handler_core.errors import Canceled, HandlerError, Transient
 from handler_core.jetstream import NO_MESSAGE_FOUND, Api, JetStreamError
 
@@ -79,8 +79,8 @@ class Playback:
 
     # -- what is played
 
-    def note(self, piece: str | Message, at: float | None = None) -> None:
-        """What was written, now or `at` a Unix time."""
+    def note(self, piece: str | Message | None, at: float | None = None) -> None:
+        """What was written, now or `at` a Unix time; only a question and its answer's audio matter."""
         if isinstance(piece, Transcript):
             self._question = piece.content
         elif isinstance(piece, Segment):
@@ -88,14 +88,6 @@ class Playback:
             starts = max(time.time() if at is None else at, self.ends)
             seconds = len(piece.audio) / (piece.sample_rate * piece.width * piece.channels)
             self._pieces.append(_Piece(piece.sentence, piece.text, piece.last, starts, seconds))
-
-    def note_earlier(self, events: Sequence[VoiceEvent]) -> None:
-        """What earlier attempts have written."""
-        for event in events:
-            if event.type == "transcript":
-                self.note(Transcript(content=event.content), event.timestamp)
-            elif event.type == "audio":
-                self.note(Segment.model_validate(event.model_dump(exclude_none=True)), event.timestamp)
 
     def complete(self, amend: Amend) -> None:
         """All is written and remembered; `amend` would have it remembered differently. What was not streamed begins to
@@ -134,15 +126,20 @@ class Playback:
             raise Interrupted from None
 
     def hear(self, event: TranscriptEvent, at: float | None = None) -> None:
-        """An event of the session, of now or of `at`; only an interrupt of this answer, or of any, matters."""
-        if event.type != "interrupt" or event.request_id not in (None, self._request_id) or self.interrupted.is_set():
+        """An event of the session, of now or of `at`. What matters is an interrupt of this answer or of any; and one of
+        another answer while this one is being heard, for a session has but one loudspeaker."""
+        if event.type != "interrupt" or self.interrupted.is_set():
+            return
+        now = time.time() if at is None else at
+        pieces = self._pieces if self._streamed or self._complete else []  # else nothing of it has left yet
+        meant = event.request_id in (None, self._request_id)
+        if not (meant or (pieces and pieces[0].starts <= now < self.ends)):
             return
         self.interrupted.set()
-        if event.played_ms is not None:
-            self._played = event.played_ms / 1000
+        if meant and pieces and event.played_ms is not None:
+            self._played = max(0.0, event.played_ms / 1000)
         else:
-            now = time.time() if at is None else at
-            self._played = sum(min(max(0.0, now - piece.starts), piece.seconds) for piece in self._pieces)
+            self._played = sum(min(max(0.0, now - piece.starts), piece.seconds) for piece in pieces)
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
 
@@ -181,11 +178,11 @@ class Playbacks:
     def __init__(self, nc: Connection) -> None:
         self._nc = nc
         self._api = Api(nc)
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks = asyncio.TaskGroup()
 
     async def run(self) -> None:
         """Listen on after turns have ended, until cancelled."""
-        async with asyncio.TaskGroup() as self._tasks:
+        async with self._tasks:
             await asyncio.Event().wait()
 
     @contextlib.asynccontextmanager
@@ -202,8 +199,11 @@ class Playbacks:
                 await self._listen(playback, TRANSCRIPTION_SUBJECT.format(session=session), since, ears)
             yield
             played = playback.ends + LISTEN_ON > time.time()
-            if session is not None and played and playback.amend is not None and self._tasks is not None:
-                self._tasks.create_task(self._listen_on(playback, playback.amend, ears.pop_all()))
+            if session is not None and played and playback.amend is not None:
+                self._beside(self._listen_on(playback, playback.amend, ears.pop_all()))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(_contained(work))
 
     async def _listen(self, playback: Playback, subject: str, since: float, ears: contextlib.AsyncExitStack) -> None:
         async def on_event(message: Any) -> None:
@@ -211,8 +211,7 @@ class Playbacks:
                 playback.hear(decode(message.data, TranscriptEvent))
 
         def look_again() -> None:  # for what was said while the connection was lost
-            if self._tasks is not None:
-                self._tasks.create_task(self._look_back(playback, subject, since))
+            self._beside(self._look_back(playback, subject, since))
 
         subscription = await self._nc.subscribe(subject, cb=on_event)
         ears.push_async_callback(_end, subscription)
@@ -245,6 +244,13 @@ class Playbacks:
             if playback.interrupted.is_set() and (heard := playback.heard()) is not None:
                 log.info("answer_interrupted", characters=len(heard))
                 await amend(heard)
+
+
+async def _contained(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:  # in a task group it would end the listening to all other answers as well
+        log.exception("listening_failed")
 
 
 async def _end(subscription: Subscription) -> None:

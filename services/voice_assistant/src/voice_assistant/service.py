@@ -22,7 +22,7 @@ from handler_core.service import Service
 from handler_core.tasks import background
 from handler_core.upstreams import RagSettings, rag_clients
 from handler_core.voice import NOTHING_HEARD, Voice, voice_turn
-from handler_core.voice_speech import Speaker
+from handler_core.voice_speech import Speaker, piece_of
 from voice_assistant.playback import Interrupted, Playback, Playbacks
 
 TOLD_LATER = 4096
@@ -79,8 +79,8 @@ service = Service("voice_assistant", Settings, description="Answers spoken quest
 async def clients(settings: Settings, runtime: Runtime) -> AsyncIterator[Clients]:
     playbacks = Playbacks(runtime.nc)
     async with (
-        rag_clients(settings, runtime.metrics) as rag,
         new_session() as session,
+        rag_clients(settings, runtime.metrics, session) as rag,
         background(playbacks.run()),
     ):
         voice = Voice(
@@ -90,6 +90,7 @@ async def clients(settings: Settings, runtime: Runtime) -> AsyncIterator[Clients
                 sentence_min_chars=settings.sentence_min_chars,
                 first_min_chars=settings.first_sentence_min_chars,
                 max_bytes=settings.max_response_audio,
+                segment_room=runtime.nc.payload_room - TOLD_LATER,
             ),
             rag=rag,
             max_audio_seconds=settings.max_audio_seconds,
@@ -106,13 +107,18 @@ async def answer(request: VoiceRequest, ctx: Context[Clients]) -> VoiceResponse:
     earlier = [event for event in await ctx.earlier() if isinstance(event, VoiceEvent)]
     conversation = await Conversation.of(request, ctx.request_id, clients.memory, ctx.timings)
     playback = Playback(ctx.request_id, request.text.strip(), streamed=streamed)
-    playback.note_earlier(earlier)
 
-    def write(piece: str | Message) -> None:
-        playback.note(piece)
-        ctx.write(piece)
+    def note(piece: str | Message | None, at: float | None = None) -> None:
+        playback.note(piece, at)
         if isinstance(piece, Transcript):
             ctx.known["transcription"] = piece.content
+
+    def write(piece: str | Message) -> None:
+        note(piece)
+        ctx.write(piece)
+
+    for event in earlier:
+        note(piece_of(event), event.timestamp)
 
     async with clients.playbacks.listening(playback, request.session_id, ctx.message.timestamp):
         try:

@@ -9,7 +9,7 @@ from handler_core.clients import phantoms
 from handler_core.clients.body import Body, File
 from handler_core.clients.failures import UpstreamError, message_in, message_of
 from handler_core.clients.http import Upstream
-from handler_core.clients.languages import code_of
+from handler_core.clients.languages import base_of, code_of
 from handler_core.clients.response import Reply
 from handler_core.deadline import Deadline
 from handler_core.tracing import Value, span
@@ -90,9 +90,10 @@ class STT:
             DeadlineExceeded: the deadline came first.
         """
         fields: dict[str, str | File] = {"file": File(filename, content_type, audio)}
+        language = language or self.language
         options = {
             "model": self.model,
-            "language": language or self.language,
+            "language": base_of(language) if language else None,  # Whisper knows no regions
             "prompt": prompt,
             "temperature": temperature,
         }

@@ -2,19 +2,20 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Literal
 
 from handler_core.clients.failures import UpstreamError
 from handler_core.clients.http import Upstream
 from handler_core.clients.tts_audio import AudioChunk, SpeechReader
-from handler_core.clients.tts_engines import Coqui, Engine, OpenAI, Utterance, VoiceInfo
+from handler_core.clients.tts_engines import Coqui, Engine, OpenAI, Utterance, VoiceInfo, holding
 from handler_core.clients.tts_xtts import Xtts
 from handler_core.clients.voices import Recording, VoicesFolder
 from handler_core.deadline import Deadline
-from handler_core.errors import DeadlineExceeded, InvalidRequest
+from handler_core.errors import InvalidRequest
 from handler_core.tracing import Value, span
 
 __all__ = ["TTS", "AudioChunk", "EngineName", "VoiceInfo", "VoicesFolder"]
@@ -24,6 +25,7 @@ EngineName = Literal["auto", "coqui", "xtts", "openai"]
 # found. The second and third can be had from one server: Coqui's own form knows languages and recordings.
 _PROBES = {"xtts": "/tts_stream", "coqui": "/api/tts", "openai": "/v1/audio/speech"}
 _SHOWN_VOICES = 20
+_ABOUT_A_VOICE = re.compile("voice|speaker", re.IGNORECASE)
 
 
 class TTS:
@@ -64,6 +66,7 @@ class TTS:
         self._sample_rate = sample_rate
         self._folder = folder
         self._slots = asyncio.Semaphore(concurrency)
+        self._listing = asyncio.Semaphore(1)
         self._engines: dict[str, Engine] = {
             "coqui": Coqui(upstream, folder),
             "xtts": Xtts(upstream),
@@ -107,7 +110,8 @@ class TTS:
             utterance = await self._utterance(text, speaker, language, speaker_wav, speed, engine, deadline)
             call.set({"tts.engine": engine.name})
             heard = False
-            async with self._slot(deadline), aclosing(self._chunks(engine, utterance, deadline)) as chunks:
+            slot = holding(self._slots, deadline, f"{self.upstream.name}: no free slot before the deadline")
+            async with slot, aclosing(self._chunks(engine, utterance, deadline)) as chunks:
                 async for chunk in chunks:
                     if not heard:
                         call.event("tts.first_audio")
@@ -128,6 +132,8 @@ class TTS:
         except UpstreamError as error:
             if utterance.voice is not None and error.status in {400, 404, 422}:
                 await self._check(utterance.voice, deadline)
+                if not self._builtin and _ABOUT_A_VOICE.search(error.message):  # no list, but it says so itself
+                    raise InvalidRequest(f"speaker: {utterance.voice[:100]!r} is refused: {error.message}") from None
             raise
 
     async def limit(self, language: str | None = None, *, deadline: Deadline) -> int:
@@ -152,9 +158,10 @@ class TTS:
             DeadlineExceeded: the deadline came first.
         """
         custom = await self._recordings()
-        if self._builtin is None:
-            self._builtin = await (await self._known_engine(deadline)).voices(deadline)
-        builtin = (voice for voice in self._builtin if voice.name not in custom)
+        async with holding(self._listing, deadline, f"{self.upstream.name}: no list of voices before the deadline"):
+            if self._builtin is None:
+                self._builtin = await (await self._known_engine(deadline)).voices(deadline)
+            builtin = [voice for voice in self._builtin if voice.name not in custom]
         return [*sorted(builtin, key=_name), *(VoiceInfo(name, "custom") for name in custom)]
 
     async def refresh(self, deadline: Deadline) -> list[VoiceInfo]:
@@ -230,19 +237,6 @@ class TTS:
         names = [known.name for known in await self.voices(deadline)]
         if self._builtin and voice not in names:
             raise InvalidRequest(f"speaker: no voice {voice[:100]!r}; {_choice(names)}")
-
-    @asynccontextmanager
-    async def _slot(self, deadline: Deadline) -> AsyncIterator[None]:
-        seconds = deadline.timeout(at_most=math.inf)
-        try:
-            async with asyncio.timeout(None if seconds == math.inf else seconds):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded(f"{self.upstream.name}: no free slot before the deadline") from None
-        try:
-            yield
-        finally:
-            self._slots.release()
 
 
 def _name(voice: VoiceInfo) -> str:

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple, NoReturn
 
-from handler_core.audio import BadAudio, PcmFormat, is_silence, sniff, to_s16, wav_head
+from handler_core.audio import MP3_CERTAIN, BadAudio, PcmFormat, is_silence, sniff, to_s16, wav_head
 from handler_core.clients.failures import Failures, message_of
 
 MAX_SPEECH = 64 * 2**20
@@ -90,6 +90,8 @@ class SpeechReader:
         kind = sniff(data)
         if kind == "wav":
             return self._wav(data, at_end)
+        if kind == "mp3" and not data.startswith(b"ID3") and len(data) < MP3_CERTAIN and not at_end:
+            return False  # it may still be two samples that look like the begin of a frame
         if kind or _OTHER.match(self._content_type) or data.lstrip()[:5].lower().startswith(_NO_AUDIO):
             shown = message_of(data[:4096]) if not kind else ""
             self._fail(f"{kind or self._content_type or 'text'} instead of PCM or WAV{shown and ': '}{shown[:200]}")

@@ -1,6 +1,8 @@
 """How each kind of speech server is asked: what a call may hold, which voices there are, and the request itself."""
 
+import asyncio
 import html
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from handler_core.clients.languages import base_of
 from handler_core.clients.response import Response
 from handler_core.clients.voices import Recording, VoicesFolder
 from handler_core.deadline import Deadline
+from handler_core.errors import DeadlineExceeded
 
 XTTS_LIMITS = {
     "ar": 166, "cs": 186, "de": 253, "en": 250, "es": 239, "fr": 273, "hi": 150, "hu": 224, "it": 213, "ja": 71,
@@ -90,8 +93,8 @@ class Coqui:
 
     @asynccontextmanager
     async def speak(self, utterance: Utterance, deadline: Deadline) -> AsyncIterator[Response]:
-        language = "zh-cn" if utterance.language.lower() == "zh" else utterance.language  # as its models name it
-        fields = {"text": utterance.text, "language_id": language}
+        language = base_of(utterance.language)
+        fields = {"text": utterance.text, "language_id": "zh-cn" if language == "zh" else language}  # as XTTS names it
         if utterance.recording is not None and self._folder is not None:
             # An empty speaker keeps the server from putting its own default beside the recording.
             fields |= {"speaker_id": "", "speaker_wav": self._folder.at_server(utterance.recording)}
@@ -154,6 +157,21 @@ class OpenAI:
 
     def _stream(self, body: dict[str, Any], format: str, deadline: Deadline) -> AbstractAsyncContextManager[Response]:
         return self._upstream.stream("/v1/audio/speech", {**body, "response_format": format}, deadline=deadline)
+
+
+@asynccontextmanager
+async def holding(places: asyncio.Semaphore, deadline: Deadline, too_late: str) -> AsyncIterator[None]:
+    """A block with one of the places; raises `DeadlineExceeded` with that text where none is free in time."""
+    seconds = deadline.timeout(at_most=math.inf)
+    try:
+        async with asyncio.timeout(None if seconds == math.inf else seconds):
+            await places.acquire()
+    except TimeoutError:
+        raise DeadlineExceeded(too_late) from None
+    try:
+        yield
+    finally:
+        places.release()
 
 
 def listed(answer: Any) -> list[VoiceInfo]:

@@ -16,6 +16,8 @@ log = structlog.get_logger("handler_core.voices")
 MAX_RECORDING = 32 * 2**20
 """Bytes that a recording may have; a clone needs some seconds of speech."""
 MAX_VOICES = 1000
+_UNREADABLE = (OSError, RuntimeError)
+"""What the file system has to say; up to Python 3.12 a link that leads to itself is a RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class VoicesFolder:
         self.server_path = (server_path or str(path)).rstrip("/")
         self._recordings: dict[str, Recording] = {}
         self._seen: int | None = None
+        self._problem = ""
 
     async def recordings(self, *, anew: bool = False) -> dict[str, Recording]:
         """The recordings by name, sorted."""
@@ -63,14 +66,14 @@ class VoicesFolder:
     def _current(self, anew: bool) -> dict[str, Recording]:
         try:
             changed = self.path.stat().st_mtime_ns
-        except OSError as error:
-            if self._seen is not None or anew:
-                log.warning("voices_unreadable", path=str(self.path), error=error.strerror)
-            self._recordings, self._seen = {}, None
-            return {}
-        if anew or changed != self._seen:
-            self._recordings = {recording.name: recording for recording in self._scan()}
-            self._seen = changed
+            if anew or changed != self._seen:
+                self._recordings = {recording.name: recording for recording in self._scan()}
+                self._seen = changed
+            self._problem = ""
+        except _UNREADABLE as error:
+            if _said(error) != self._problem or anew:
+                log.warning("voices_unreadable", path=str(self.path), error=_said(error))
+            self._recordings, self._seen, self._problem = {}, None, _said(error)
         return self._recordings
 
     def _scan(self) -> Iterator[Recording]:
@@ -85,10 +88,14 @@ class VoicesFolder:
                 recording = _checked(path, known.get(path))
             except BadAudio as error:
                 log.warning("voice_left_out", reason=error.message)
-            except OSError as error:
-                log.warning("voice_left_out", reason=f"{path.name}: {error.strerror}")
+            except _UNREADABLE as error:
+                log.warning("voice_left_out", reason=f"{path.name}: {_said(error)}")
             else:
                 yield recording
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _checked(path: Path, known: Recording | None) -> Recording:
