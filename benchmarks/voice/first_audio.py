@@ -26,6 +26,7 @@ from handler_core.contract.voice import REQUEST_SUBJECT, VOICE, VoiceEvent, Voic
 from handler_core.jetstream import Api
 
 TURNS = 20
+LIFELIKE_TURNS = 5
 WARM_UP = 5
 QUESTION = ROOT / "tests" / "audio" / "dead_letter.wav"
 LIFELIKE = {"transcription": "150ms", "first_token": "100ms", "token": "15ms", "speech": "150ms"}
@@ -72,17 +73,19 @@ async def _round(
         connection = await connect(NatsSettings(nats_url=url), "benchmark")
         try:
             await streams.apply(Api(connection))
-            env = {**settings, **speech, "NATS_URL": url, "SENTENCE_MIN_CHARS": minimum, "TTS_MAX_CHARS": "4096",
+            env = {**settings, **speech, "NATS_URL": url, "SENTENCE_MIN_CHARS": minimum,
+                   "FIRST_SENTENCE_MIN_CHARS": "10" if minimum == "20" else minimum, "TTS_MAX_CHARS": "4096",
                    "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": "0", "LOG_LEVEL": "warning"}  # fmt: skip
             log = folder / "voice.log"
             async with running((PYTHON, "-m", "voice_assistant"), env, log):
-                return [await _turn(connection, number, log) for number in range(-WARM_UP, TURNS)][WARM_UP:]
+                warm_up, turns = (1, LIFELIKE_TURNS) if delays else (WARM_UP, TURNS)
+                return [await _turn(connection, number, log) for number in range(warm_up + turns)][warm_up:]
         finally:
             await connection.close()
 
 
 async def _turn(connection: Connection, number: int, log: Path) -> tuple[float, float]:
-    request = VoiceRequest(request_id=f"turn-{number + WARM_UP}", audio=QUESTION.read_bytes())
+    request = VoiceRequest(request_id=f"turn-{number}", audio=QUESTION.read_bytes())
     first = last = 0.0
     began = time.perf_counter()
     async for item in _items(connection, request):
