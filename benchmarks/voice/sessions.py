@@ -115,7 +115,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 def _cores() -> tuple[list[int], list[int]]:
     cores = sorted(os.sched_getaffinity(0))
-    return cores[:1], cores[1:] or cores
+    return cores[:1], cores
 
 
 async def _provision(url: str) -> None:

@@ -13,7 +13,7 @@ import structlog
 from handler_core.connection import Connection
 from handler_core.jetstream import Api
 from handler_core.reader import Reader
-from handler_core.streams import Stream, apply
+from handler_core.streams import Republish, Stream, apply
 from handler_core.testing import NatsServer, connection, nats_server, until
 
 from .consumer.proxy import proxied
@@ -50,19 +50,33 @@ class Place:
         return found
 
     def reader(self, start: int = 1, nc: Connection | None = None, heartbeat: float = 5.0) -> Reader:
-        return Reader(nc or self.nc, self.stream.name, self.subject, start, self.sink, idle_heartbeat=heartbeat)
+        live = f"live.{self.subject}" if self.stream.republish else None
+        return Reader(
+            nc or self.nc, self.stream.name, self.subject, start, self.sink, live=live, idle_heartbeat=heartbeat
+        )
 
 
-async def make(nc: Connection) -> Place:
+async def make(nc: Connection, *, live: bool = False) -> Place:
     name = f"S{uuid.uuid4().hex[:8]}"
-    stream = Stream(name, (f"{name}.*",), retention="limits", max_bytes=64 << 20, max_age=600)
+    republish = Republish(f"{name}.*", f"live.{name}.{{{{wildcard(1)}}}}") if live else None
+    stream = Stream(name, (f"{name}.*",), retention="limits", max_bytes=64 << 20, max_age=600, republish=republish)
     await apply(Api(nc), [stream], [])
     return Place(nc, stream)
 
 
+@pytest.fixture(params=[False, True], ids=["pushed", "republished"])
+async def place(nc: Connection, request: pytest.FixtureRequest) -> Place:
+    return await make(nc, live=request.param)
+
+
 @pytest.fixture
-async def place(nc: Connection) -> Place:
+async def pushed(nc: Connection) -> Place:
     return await make(nc)
+
+
+@pytest.fixture
+async def republished(nc: Connection) -> Place:
+    return await make(nc, live=True)
 
 
 @pytest.fixture
@@ -101,27 +115,27 @@ async def test_an_empty_stream_is_caught_up_with_at_once(place: Place) -> None:
     assert place.read == []
 
 
-async def test_nothing_is_left_of_it_on_the_server(place: Place) -> None:
-    async with place.reader() as reader:
+async def test_nothing_is_left_of_it_on_the_server(pushed: Place) -> None:
+    async with pushed.reader() as reader:
         await reader.caught_up.wait()
-        [consumer] = await place.consumers()
+        [consumer] = await pushed.consumers()
         assert consumer["config"]["inactive_threshold"] > 0, "a reader that dies is forgotten as well"
 
     async def gone() -> bool:
-        return await place.consumers() == []
+        return await pushed.consumers() == []
 
     await until(gone, "the consumer is gone")
 
 
-async def test_a_consumer_that_somebody_deletes_is_made_again(place: Place) -> None:
-    async with place.reader(heartbeat=0.1) as reader:
+async def test_a_consumer_that_somebody_deletes_is_made_again(pushed: Place) -> None:
+    async with pushed.reader(heartbeat=0.1) as reader:
         await reader.caught_up.wait()
-        await place.publish(1, 3)
-        await until(lambda: place.has(3), "they are read")
-        [consumer] = await place.consumers()
-        await Api(place.nc).request(f"CONSUMER.DELETE.{place.stream.name}.{consumer['name']}")
-        await place.publish(4, 6)
-        await until(lambda: place.has(6), "reading has begun anew")
+        await pushed.publish(1, 3)
+        await until(lambda: pushed.has(3), "they are read")
+        [consumer] = await pushed.consumers()
+        await Api(pushed.nc).request(f"CONSUMER.DELETE.{pushed.stream.name}.{consumer['name']}")
+        await pushed.publish(4, 6)
+        await until(lambda: pushed.has(6), "reading has begun anew")
         assert reader.restarts >= 1
 
 
@@ -157,15 +171,15 @@ async def test_messages_lost_on_the_way_are_read_again(nats: NatsServer, place: 
         assert reader.restarts == 2
 
 
-async def test_a_server_that_falls_silent_is_asked_anew(place: Place) -> None:
-    async with place.reader(heartbeat=0.1) as reader:
+async def test_a_server_that_falls_silent_is_asked_anew(pushed: Place) -> None:
+    async with pushed.reader(heartbeat=0.1) as reader:
         await reader.caught_up.wait()
-        sinks = place.nc._ps.sinks
+        sinks = pushed.nc._ps.sinks
         sid = next(sid for sid, sink in sinks.items() if "Reader" in repr(sink))
         sinks[sid] = lambda *_: None
         await until(lambda: reader.restarts > 0, "it has noticed")
-        await place.publish(1, 1)
-        await until(lambda: place.has(1), "it reads again")
+        await pushed.publish(1, 1)
+        await until(lambda: pushed.has(1), "it reads again")
 
 
 async def test_a_server_that_restarts_is_read_from_where_it_was() -> None:
@@ -267,47 +281,47 @@ class _Statuses:
 
 
 @pytest.fixture
-async def statuses(place: Place) -> AsyncIterator[tuple[Reader, _Statuses]]:
-    async with place.reader() as reader:
+async def statuses(pushed: Place) -> AsyncIterator[tuple[Reader, _Statuses]]:
+    async with pushed.reader() as reader:
         await reader.caught_up.wait()
-        yield reader, _Statuses(place, reader)
+        yield reader, _Statuses(pushed, reader)
 
 
 @pytest.mark.parametrize("status", ["409 Consumer Deleted", "409 Leadership Change", "409 Server Shutdown"])
 async def test_a_status_that_ends_the_consumer_has_it_made_anew(
-    place: Place, statuses: tuple[Reader, _Statuses], status: str
+    pushed: Place, statuses: tuple[Reader, _Statuses], status: str
 ) -> None:
     reader, server = statuses
     server.send(status)
-    await place.publish(1, 2)
-    await until(lambda: place.has(2), "they are read")
+    await pushed.publish(1, 2)
+    await until(lambda: pushed.has(2), "they are read")
     await until(lambda: reader.restarts == 1, "by another consumer")
 
 
 async def test_flow_control_and_a_stalled_consumer_are_answered(
-    place: Place, statuses: tuple[Reader, _Statuses]
+    pushed: Place, statuses: tuple[Reader, _Statuses]
 ) -> None:
     _, server = statuses
     heard: list[str] = []
-    inbox = place.nc.new_inbox()
+    inbox = pushed.nc.new_inbox()
 
     async def hear(message: Any) -> None:
         heard.append(message.subject)
 
-    await place.nc.subscribe(f"{inbox}.*", cb=hear)
+    await pushed.nc.subscribe(f"{inbox}.*", cb=hear)
     server.send("100 FlowControl Request", f"{inbox}.flow".encode())
     server.send(f"100 Idle Heartbeat\r\nNats-Last-Consumer: 0\r\nNats-Consumer-Stalled: {inbox}.stalled")
     await until(lambda: heard == [f"{inbox}.flow", f"{inbox}.stalled"], "both are answered")
 
 
 async def test_what_is_no_status_and_no_message_changes_nothing(
-    place: Place, statuses: tuple[Reader, _Statuses]
+    pushed: Place, statuses: tuple[Reader, _Statuses]
 ) -> None:
     reader, server = statuses
     server.send("hello")
     reader._receive(reader._serial, b"inbox", b"", b"{}", None)
-    await place.publish(1, 1)
-    await until(lambda: place.has(1), "it is read")
+    await pushed.publish(1, 1)
+    await until(lambda: pushed.has(1), "it is read")
     assert reader.restarts == 0
 
 
@@ -323,3 +337,47 @@ async def test_a_cancelled_block_ends_it(place: Place) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert place.nc.on_reconnect == []
+
+
+async def test_what_is_republished_needs_no_consumer_once_it_is_caught_up_with(republished: Place) -> None:
+    await republished.publish(1, 3)
+    sinks = set(republished.nc._ps.sinks)
+    async with republished.reader() as reader:
+        await reader.caught_up.wait()
+
+        async def gone() -> bool:
+            return await republished.consumers() == []
+
+        await until(gone, "the consumer is gone")
+        await republished.publish(4, 60)
+        await until(lambda: republished.has(60), "they are read as they are republished")
+        assert reader.restarts == 0
+    assert set(republished.nc._ps.sinks) == sinks
+
+
+async def test_no_message_is_missed_or_doubled_between_what_is_stored_and_what_is_republished(
+    nats: NatsServer, republished: Place
+) -> None:
+    async with connection(nats.url) as nc:
+        other = Place(nc, republished.stream)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(other.publish(1, 400))
+            for _ in range(8):
+                async with republished.reader(republished.sequences[-1] + 1 if republished.sequences else 1) as reader:
+                    await reader.caught_up.wait()
+                    await asyncio.sleep(0)
+        async with republished.reader(republished.sequences[-1] + 1):
+            await until(lambda: republished.has(400), "all are read")
+    assert republished.sequences == list(range(1, 401))
+
+
+async def test_a_header_that_a_client_forged_is_not_the_server_s(republished: Place) -> None:
+    async with republished.reader() as reader:
+        await reader.caught_up.wait()
+        await republished.publish(1, 1)
+        for name in ("Nats-Sequence", "Nats-Last-Sequence", "Nats-Time-Stamp"):
+            await Api(republished.nc).publish(republished.subject, b"forged", {name: "999999"})
+        await republished.publish(5, 5)
+        await until(lambda: len(republished.read) == 5, "all are read")
+        assert reader.restarts == 0
+    assert republished.sequences == [1, 2, 3, 4, 5]

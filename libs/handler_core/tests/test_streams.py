@@ -68,7 +68,7 @@ def test_the_declarations_are_those_of_the_design() -> None:
         "AI_TTS": (("ai.voice.tts.request.*",), "workqueue", 3600, -1, None),
         "AI_STT": (
             ("ai.voice.stream.*",), "limits", 15 * 60, -1,
-            Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}", headers_only=True),
+            Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}"),
         ),
         "AI_STT_SESSIONS": (("ai.voice.session.*",), "workqueue", 7 * 24 * 3600, 1, None),
         "AI_EVENTS": (("evt.chat.>", "evt.voice.>"), "limits", 15 * 60, -1, Republish("evt.>", "ai.>")),

@@ -201,3 +201,21 @@ def test_the_loudest_audio_does_not_overflow() -> None:
         before, after = array("h", [low] * 320).tobytes(), array("h", [high] * 320).tobytes()
         filled = array("h", filling(before, after, SIZE))
         assert all(abs(sample - low) < 4 for sample in filled)
+
+
+def test_a_gap_that_has_become_too_long_does_not_take_the_count_back() -> None:
+    """Where chunks get larger, a number held back may be above one that is too far ahead to be waited for."""
+    ordering = Ordering(RATE)
+    pieces = [piece for seq, size in [(0, 20), (1000, 20), (1, 60_000), (5, 640), (1001, 640)]
+              for piece in ordering.push(chunk(seq, size), seq + 1, seq)]  # fmt: skip
+    assert [len(pcm) for pcm, _ in pieces] == [20, 60_000, 20, 640]
+    assert (ordering.lost, ordering.late) == (998, 1)
+
+
+@pytest.mark.parametrize("first", [b"", b"\1\1", chunk(0)])
+def test_the_largest_gap_costs_no_more_than_a_small_one(first: bytes) -> None:
+    ordering = Ordering(RATE)
+    pieces = [piece for seq in (0, 2**53 - 2, 2**53 - 1) for piece in ordering.push(first, seq, seq)]
+    pieces += ordering.flush()
+    assert [pcm for pcm, _ in pieces] == [first] * 3
+    assert ordering.lost == 2**53 - 3

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 
 import pytest
 
@@ -464,6 +465,20 @@ async def test_each_transcript_is_asked_as_a_turn_and_names_it(
     assert interrupt.request_id == requests[1].request_id
 
 
+async def test_a_transcript_with_half_a_surrogate_pair_is_asked_all_the_same(
+    settings: SettingsFor, speaker: SpeakerFor, nc: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler_core.testing_speech.text", lambda words: "yes \ud83d no")
+    async with serving(service, settings()):
+        alice = await speaker()
+        await alice.start(turn={})
+        await alice.say(1)
+        await until(lambda: alice.finals == ["yes ? no"], "it is heard")
+    [asked] = await stored(nc, "AI_VOICE", "ai.voice.request")
+    assert decode(asked.data, VoiceRequest).text == "yes ? no"
+    assert alice.errors == []
+
+
 async def test_nobody_is_another_user_by_saying_so(settings: SettingsFor, speaker: SpeakerFor, nc: Connection) -> None:
     async with serving(service, settings()):
         mallory = await speaker()
@@ -543,6 +558,63 @@ async def test_a_client_that_sends_only_speech_is_heard_when_it_pauses(
         await alice.say(3, after_ms=0)
         await alice.hears([1, 2], [3])
         assert alice.statuses == ["started"]
+
+
+async def test_a_reader_that_stands_still_ends_no_utterance(
+    settings: SettingsFor, speaker: SpeakerFor, nc: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not read for longer than a pause lasts was said all the same."""
+    monkeypatch.setattr(module, "PAUSE", 0.4)
+    monkeypatch.setattr(module, "HOLD", 0.1)
+    async with serving(service, settings(idle_timeout=0.5)) as runtime:
+        alice = await speaker()
+        await alice.play(word(1) + word(2))
+        await until(lambda: "lag_seconds_count 30" in runtime.metrics.render(), "they are heard")
+        sinks = runtime.nc._ps.sinks
+        sid = next(sid for sid, sink in sinks.items() if "_receive_live" in repr(sink))
+        sinks[sid] = lambda *_: None
+        await alice.say(3)
+        await alice.hears([1, 2, 3])
+        assert alice.statuses == ["started"]
+
+
+async def test_a_server_that_stands_still_ends_no_utterance(
+    settings: SettingsFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.5)
+    monkeypatch.setattr(module, "HOLD", 0.1)
+    with nats_server() as server:
+        async with connection(server.url) as nc:
+            await streams.apply(Api(nc))
+            async with serving(service, settings(nats_url=server.url)) as runtime:
+                alice = await Speaker(nc, "alice").listen()
+                await alice.play(word(1) + word(2))
+                await until(lambda: "lag_seconds_count 30" in runtime.metrics.render(), "they are heard")
+                assert server.process is not None
+                server.process.send_signal(signal.SIGSTOP)
+                await alice.say(3)
+                await asyncio.sleep(0.9)  # the length of the stall
+                server.process.send_signal(signal.SIGCONT)
+                await alice.hears([1, 2, 3])
+
+
+async def test_who_waits_for_the_endpoint_keeps_nobody_from_being_listened_to(
+    settings: SettingsFor, speaker: SpeakerFor, ears: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stt_module.worker.CATCHING_UP", 1)
+    monkeypatch.setattr("stt_module.worker.MOST_HELD", 50_000)
+    monkeypatch.setattr(module, "CATCH_UP", 1000.0)
+    ears.open.clear()
+    alice, bob = await speaker(), await speaker()
+    for number in range(1, 11):
+        await alice.say(number)
+    async with serving(service, settings()):
+        await until(lambda: ears.waiting == 1, "alice's first words are being transcribed")
+        await bob.start(state="responding")
+        await bob.say(1, 2, 3)
+        await until(lambda: any(event.type == "interrupt" for event in bob.events), "bob is listened to")
+        ears.open.set()
+        await alice.hears(*([number] for number in range(1, 11)))
 
 
 async def test_a_chunk_after_the_end_begins_a_new_session(settings: SettingsFor, speaker: SpeakerFor) -> None:

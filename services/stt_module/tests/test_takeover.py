@@ -48,13 +48,26 @@ async def never(nc: Connection) -> None:
 async def cut_off(settings: Settings) -> AsyncIterator[Runtime]:
     """A worker that loses its connection for good when the block ends: nothing more of it reaches anybody, as if it had
     been killed."""
+    failed: AssertionError | None = None
     with contextlib.suppress(BaseExceptionGroup):
         async with serving(service, settings) as runtime:
             try:
                 yield runtime
+            except AssertionError as error:
+                failed = error  # not one of those that such a death brings about
             finally:
                 runtime.nc.abort()
                 await runtime.nc.close()
+    if failed is not None:
+        raise failed
+
+
+async def checkpoint(nc: Connection, session: str) -> Checkpoint:
+    """Where a session stands by its last event."""
+    newest = await Api(nc).last("AI_EVENTS", f"evt.voice.transcription.{session}")
+    known = parsed(newest.headers[HEADER]) if newest else None
+    assert known is not None
+    return known
 
 
 async def test_a_worker_that_dies_in_mid_utterance_is_succeeded(
@@ -286,25 +299,44 @@ async def test_each_takeover_without_progress_is_counted_and_progress_ends_the_c
     settings: SettingsFor, speaker: SpeakerFor, nc: Connection, quick: None
 ) -> None:
     alice = await speaker()
-    subject = f"evt.voice.transcription.{alice.session}"
-
-    async def takeovers() -> int:
-        newest = await Api(nc).last("AI_EVENTS", subject)
-        known = parsed(newest.headers[HEADER]) if newest else None
-        assert known is not None
-        return known.takeovers
-
     async with cut_off(settings()):
         await alice.play(word(1))
         await alice.sees("started")
     for count in (1, 2):
         async with cut_off(settings()):
             await alice.sees("resumed", times=count)
-            assert await takeovers() == count
+            assert (await checkpoint(nc, alice.session)).takeovers == count
     async with serving(service, settings()):
         await alice.pause(900)
         await alice.hears([1])
-        assert await takeovers() == 0
+        assert (await checkpoint(nc, alice.session)).takeovers == 0
+
+
+async def test_what_else_a_session_tells_before_its_worker_dies_is_no_progress(
+    settings: SettingsFor, speaker: SpeakerFor, nc: Connection, quick: None
+) -> None:
+    alice = await speaker()
+    async with cut_off(settings()):
+        await alice.play(word(1))
+        await alice.sees("started")
+    async with cut_off(settings()):
+        await alice.sees("resumed")
+        await alice.send(type="nonsense")
+        await until(lambda: alice.errors, "it is told of its mistake")
+        assert (await checkpoint(nc, alice.session)).takeovers == 1
+
+
+async def test_a_worker_that_is_told_to_stop_has_not_died(
+    settings: SettingsFor, speaker: SpeakerFor, nc: Connection, quick: None
+) -> None:
+    alice = await speaker()
+    async with cut_off(settings()):
+        await alice.play(word(1))
+        await alice.sees("started")
+    async with serving(service, settings()):
+        await alice.sees("resumed")
+        assert (await checkpoint(nc, alice.session)).takeovers == 1
+    assert (await checkpoint(nc, alice.session)).takeovers == 0
 
 
 async def test_a_full_worker_tells_who_waits_and_takes_them_when_it_can(
@@ -378,8 +410,4 @@ async def test_a_worker_that_stops_leaves_where_it_was(
     async with serving(service, settings()) as runtime:
         await alice.pause(20_000)
         await until(lambda: "lag_seconds_count 1000" in runtime.metrics.render(), "all is heard")
-    newest = await Api(nc).last("AI_EVENTS", f"evt.voice.transcription.{alice.session}")
-    assert newest is not None
-    known = parsed(newest.headers[HEADER])
-    assert known is not None
-    assert known.position.ms > 18_000
+    assert (await checkpoint(nc, alice.session)).position.ms > 18_000

@@ -141,14 +141,14 @@ AI_STT = Stream(
     retention="limits",
     max_bytes=2048 * MiB,
     max_age=15 * 60,
-    republish=Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}", headers_only=True),
-    description="the audio of live sessions; each chunk's headers ask for the session's ticket",
+    republish=Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}"),
+    description="the audio of live sessions; what is republished asks for the session's ticket, and is listened to",
 )
 AI_STT_SESSIONS = Stream(
     "AI_STT_SESSIONS",
     ("ai.voice.session.*",),
     retention="workqueue",
-    max_bytes=64 * MiB,
+    max_bytes=256 * MiB,  # each ticket holds a chunk
     max_age=7 * 24 * 3600,
     max_msgs_per_subject=1,
     refuse_per_subject=True,

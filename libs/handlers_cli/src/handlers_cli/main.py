@@ -171,7 +171,7 @@ def streams_render(
 ) -> None:
     """Print the declarations as resources of NACK, the JetStream controller for Kubernetes. Needs no NATS.
 
-    What they have no field for is an error, but that a stream republishes headers alone: it republishes whole messages.
+    What they have no field for is an error.
     """
     from handlers_cli.render import render
 

@@ -1,8 +1,7 @@
 """`handlers streams render`: the declarations as resources of NACK, the JetStream controller for Kubernetes.
 
 Field names and forms are those of its custom resource definitions (`jetstream.nats.io/v1beta2`): camel case, durations
-as Go writes them. A declared field that they cannot express is an error, and left out only where nothing depends on it
-(`headers_only` of a republish).
+as Go writes them. A declared field that they cannot express is an error, never left out.
 """
 
 import json as json_module
@@ -39,9 +38,8 @@ def _camel(value: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
-Mapped = str | tuple[str, Callable[[Any], Any] | Mapping[str, str | None]] | None
-"""The resource's name of a field, and where its value is not the same, how it is converted or its own fields' names.
-None for a field that is left out on purpose."""
+Mapped = str | tuple[str, Callable[[Any], Any] | Mapping[str, str]]
+"""The resource's name of a field, and where its value is not the same, how it is converted or its own fields' names."""
 
 _STREAM: Mapping[str, Mapped] = {
     "name": "name",
@@ -67,9 +65,7 @@ _STREAM: Mapping[str, Mapped] = {
     "deny_purge": "denyPurge",
     "compression": "compression",
     "metadata": "metadata",
-    # The resources have no field for `headers_only`. Nothing but bandwidth depends on it: republished with their
-    # payload, the chunks of AI_STT make tickets in AI_STT_SESSIONS that carry an audio chunk each, which nobody reads.
-    "republish": ("republish", {"src": "source", "dest": "destination", "headers_only": None}),
+    "republish": ("republish", {"src": "source", "dest": "destination"}),
 }
 _CONSUMER: Mapping[str, Mapped] = {
     "durable_name": "durableName",
@@ -89,14 +85,12 @@ _CONSUMER: Mapping[str, Mapped] = {
 }
 
 
-def _mapped(config: Mapping[str, Any], fields: Mapping[str, Any], of: str) -> dict[str, Any]:
-    spec: dict[str, Any] = {}
+def _mapped(config: Mapping[str, Any], fields: Mapping[str, Mapped], of: str) -> dict[str, Any]:
+    spec = {}
     for name, value in config.items():
         if name not in fields:
             raise NotExpressible(f"{of}: NACK's resources have no field for {name}, which is {value!r}")
-        field: Mapped = fields[name]
-        if field is None:
-            continue
+        field = fields[name]
         if isinstance(field, str):
             spec[field] = value
         elif isinstance(field[1], Mapping):

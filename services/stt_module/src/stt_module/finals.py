@@ -73,7 +73,8 @@ class Finals:
                             error=error.message)  # fmt: skip
                 await progress.publish(pending, type="error", sequence=pending.number, error=error.info())
                 return
-            text = said.text.strip()[:MAX_TEXT]
+            # Half a surrogate pair, which an endpoint's JSON may hold, is no text that a question can have.
+            text = said.text.strip()[:MAX_TEXT].encode("utf-8", "replace").decode()
             (meters.transcribed if text else meters.empty).value += 1
             if text:
                 await self._publish(pending, text, said.language)

@@ -25,6 +25,12 @@ from stt_module.settings import Settings
 
 log = structlog.get_logger("stt_module")
 
+MAX_BODY = 100 * 1024
+"""Bytes of a message: a chunk's audio as base64, with room to spare."""
+MAX_PHASES = 1000
+"""Changes of a session, with audio between them, that may await their transcripts."""
+_START = b"\xa5start"
+"""The word in MessagePack, which a `start` that is too long to be unpacked has in it."""
 _CONFIG_FIELDS = tuple(SessionConfig.model_fields)
 
 
@@ -70,6 +76,7 @@ class Intake:
         self._on_due = on_due
         self._on_hold = on_hold
         self._phases = [checkpoint.phase]
+        self._unused = False
         self._counted = 0
         self._set_up(checkpoint.phase, checkpoint.position)
 
@@ -94,6 +101,14 @@ class Intake:
         """What holds now."""
         return self._phases[-1]
 
+    def _enter(self, phase: Phase) -> None:
+        """Have this hold from now on; what held before is needed again only if audio has come since it began."""
+        if self._unused:
+            self._phases[-1] = phase
+        else:
+            self._phases.append(phase)
+        self._unused = True
+
     def phase_at(self, position: Position) -> Phase:
         """What held at a position no earlier than those that were asked for before."""
         while len(self._phases) > 1 and self._phases[1].sequence <= position.mark:
@@ -117,6 +132,9 @@ class Intake:
         self._meters.lag.observe(time.time() - stored_at)
         body: dict[str, Any] = {}
         try:
+            if len(data) > MAX_BODY:
+                body = {"type": "start"} if _START in data else {}
+                raise InvalidRequest(f"body: has {len(data)} bytes, {MAX_BODY} at most", stage="decode")
             body = codec.unpack(data)
             # The plain chunk; whatever is unusual about one is for the model to judge.
             if body.get("type") == "chunk" and type(audio := body.get("audio")) is bytes:
@@ -135,7 +153,8 @@ class Intake:
         self._meters.refused.value += 1
         if body.get("type") == "start":
             # Whoever takes 44.1 kHz for 16 makes words up: better none until the client says what it sends.
-            self._phases.append(replace(self.phase, sequence=sequence, deaf=True))
+            self.flush()
+            self._enter(replace(self.phase, sequence=sequence, deaf=True))
             error = InvalidRequest(f"{error.message}; audio is left out until a valid start", stage=error.stage)
         self._on_error(error)
 
@@ -162,6 +181,7 @@ class Intake:
             raise InvalidRequest(f"audio: {len(audio)} bytes are no whole samples of {size} bytes", stage="decode")
         if self._format.channels > 1:
             audio = first_channel(audio, self._format)
+        self._unused = False
         self._feed(self._ordering.push(audio, sequence, seq))
         schedule = self.schedule
         if schedule is not None and schedule.due(self.segmenter.open_ms):
@@ -181,10 +201,11 @@ class Intake:
         phase = Phase(sequence, config, message.state or "listening", self.segmenter.clock_ms)
         self._check(phase)
         self.flush()
-        self._phases.append(phase)
+        self._enter(phase)
         self._set_up(phase, Position(mark=sequence, ms=self.segmenter.clock_ms))
 
     def _check(self, phase: Phase) -> None:
+        self._check_room()
         if phase.config.user_id is not None and not self._settings.session_users:
             raise InvalidRequest("user_id: is not taken from sessions here (SESSION_USERS)", stage="decode")
         turns.check(phase.config)
@@ -194,16 +215,21 @@ class Intake:
             raise InvalidRequest(f"frame_ms: {error}", stage="decode") from None
         try:
             size = len(Checkpoint(1, phase=phase).header())
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise InvalidRequest("turn: holds what JSON cannot", stage="decode") from None
         if size > MAX_CONFIG:
             raise InvalidRequest(f"turn: makes a start of {size} characters, {MAX_CONFIG} at most", stage="decode")
 
+    def _check_room(self) -> None:
+        if len(self._phases) - self._unused >= MAX_PHASES:
+            raise InvalidRequest(f"type: more than {MAX_PHASES} changes await their transcripts", stage="decode")
+
     def _change(self, sequence: int, state: State) -> None:
         if sequence <= self._phases[0].sequence or state == self.phase.state:
             return
+        self._check_room()
         phase = replace(self.phase, sequence=sequence, state=state, since_ms=self.segmenter.clock_ms)
-        self._phases.append(phase)
+        self._enter(phase)
         self._set_state(phase)
 
     # -- what is given up waiting for

@@ -36,6 +36,9 @@ async def opening(nc: Connection, events: Events) -> Opening:
     """
     known = await events.read()
     try:
+        if known is not None and await _made_anew(Api(nc), events.session, known):
+            at = Position(1, ms=known.position.ms)
+            known = replace(known, position=at, phase=replace(known.phase, sequence=0), interrupted=0)
         if known is None or known.ended:
             return await _new(Api(nc), events.session, known.start_sequence if known else 1)
         if known.takeovers >= MAX_TAKEOVERS:
@@ -44,6 +47,12 @@ async def opening(nc: Connection, events: Events) -> Opening:
         raise Transient(f"the session's audio cannot be read: {error.description}") from None
     again = replace(known, takeovers=known.takeovers + 1)
     return Opening(again, {"type": "status", "status": "resumed"})
+
+
+async def _made_anew(api: Api, session: str, known: Checkpoint) -> bool:
+    """Whether the session's audio ends before where it was heard already: the stream counts from one again."""
+    newest = await api.last(AUDIO, STREAM_SUBJECT.format(session=session))
+    return newest is not None and newest.sequence < known.start_sequence - 1
 
 
 async def _new(api: Api, session: str, sequence: int) -> Opening:

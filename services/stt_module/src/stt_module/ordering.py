@@ -64,6 +64,8 @@ class Ordering:
             return ()
         if (seq - expected) * len(self._last) > self._max_fill:
             pieces = self.flush()
+            if seq < self._expected:  # what was held had been waiting for chunks much shorter than those that came
+                return (*pieces, *self._old(pcm, mark, seq))
             self._give_up(seq)
             return (*pieces, *self._pass(pcm, mark, seq))
         self._held[seq] = pcm
@@ -120,19 +122,18 @@ class Ordering:
     def _skip(self) -> list[Piece]:
         """Give up what comes before the first chunk held, and give that and those after it."""
         following = min(self._held)
-        size = self._give_up(following) * len(self._last)
+        size = (following - self._expected) * len(self._last)
         pieces: list[Piece] = []
         if 0 < size <= self._max_fill:
             pieces.append((filling(self._last, self._held[following], size), self._anchor))
+        self._give_up(following)
         return pieces + self._ready()
 
-    def _give_up(self, until: int) -> int:
-        """Give up the numbers before `until`; gives how many."""
-        gap = range(self._expected, until)
+    def _give_up(self, until: int) -> None:
+        """Give up the numbers before `until`."""
+        self._given_up.append(range(self._expected, until))
+        self.lost += until - self._expected  # which may be more than len() can tell
         self._expected = until
-        self._given_up.append(gap)
-        self.lost += until - gap.start  # which may be more than len() can tell
-        return until - gap.start
 
 
 def filling(before: bytes, after: bytes, size: int) -> bytes:

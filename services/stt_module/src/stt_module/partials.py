@@ -5,6 +5,8 @@ passes in a row agree on is published (local agreement, Liu et al. 2020, "Low-La
 Recognition and Translation by Partial Hypothesis Selection").
 """
 
+from dataclasses import dataclass, field
+
 
 class Agreement:
     """What may be shown of one utterance, pass by pass; it only ever gets longer, and its words stay.
@@ -67,3 +69,13 @@ class Schedule:
     def done(self) -> None:
         """The pass came back, or failed: the next may start."""
         self._in_flight = False
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """The utterance that is being spoken."""
+
+    number: int
+    start_ms: float
+    schedule: Schedule
+    agreement: Agreement = field(default_factory=Agreement)

@@ -44,7 +44,9 @@ class Progress:
         self.request_id = start.request_id
         """The last turn that was asked for."""
         self.published_at = time.monotonic()
-        self._takeovers = start.takeovers
+        self.takeovers = start.takeovers
+        """Workers in a row, this one included, that got no further than this one began; 0 once that is not so."""
+        self._began_at = (start.start_sequence, start.position.offset)
         self._worker = worker
         self._events = events
         self._intake = intake
@@ -98,12 +100,12 @@ class Progress:
                 return
             intake = self._intake
             now = {"state": intake.phase.state, "has_voice_activity": intake.segmenter.voice_activity}
-            await self._events.publish(self._checkpoint(done, event.get("status")), **(now | event))
+            await self._events.publish(self._checkpoint(done, ended=event.get("status") == "ended"), **(now | event))
             self.published_at = time.monotonic()
             if done is not None:
                 self.done(done)
 
-    def _checkpoint(self, done: Pending | None, status: str | None) -> Checkpoint:
+    def _checkpoint(self, done: Pending | None, *, ended: bool) -> Checkpoint:
         intake = self._intake
         first = next((pending for pending in self.pending if pending is not done), None)
         position = first.utterance.begin if first else intake.segmenter.position
@@ -115,8 +117,12 @@ class Progress:
             utterance=first.number if first else self.number,
             shown=tuple(sorted(number for number in self.shown if done is None or number != done.number)),
             request_id=self.request_id,
-            takeovers=self._takeovers if status == "resumed" else 0,
+            takeovers=self.takeovers,
         )
-        if status == "ended":
+        # Other events are no progress: a session may well tell of something each time before its worker dies of it.
+        if (known.start_sequence, position.offset) != self._began_at:
+            self.takeovers = 0
+            known = replace(known, takeovers=0)
+        if ended:
             return replace(known, position=Position(intake.last_sequence + 1), shown=(), ended=True)
         return known

@@ -26,7 +26,7 @@ from stt_module.meters import Meters
 from stt_module.opening import opening
 from stt_module.session import Session
 from stt_module.settings import Settings
-from stt_module.tickets import WaitingRoom, give_back, session_of
+from stt_module.tickets import LostTickets, WaitingRoom, give_back, session_of
 from stt_module.transcription import Transcriber
 from stt_module.worker import Worker
 
@@ -49,7 +49,8 @@ async def worker(settings: Settings, runtime: Runtime) -> AsyncIterator[Worker]:
         transcriber = Transcriber(upstreams.stt(http, settings, runtime.metrics), settings.stt_concurrency)
         worker = Worker(runtime.nc, settings, transcriber, Meters(runtime.metrics))
         runtime.metrics.gauge("handler_stt_sessions", "Sessions listened to.", lambda: worker.sessions)
-        async with background(WaitingRoom(runtime.nc).run(worker.full)):
+        waiting, lost = WaitingRoom(runtime.nc).run(worker.full), LostTickets(runtime.nc).run()
+        async with background(waiting), background(lost):
             yield worker
 
 
@@ -60,16 +61,20 @@ async def listen(ticket: Delivery, ctx: Context[Worker]) -> None:
         await _refuse(worker, name)
         return
     with worker.holding_a_ticket():
-        events = Events(
-            worker.nc, name, attempt=ctx.attempt, trace_id=ctx.trace_id, trace_headers=lambda: ctx.trace_headers
-        )
-        begin = await opening(worker.nc, events)
-        heard = begin.checkpoint.start_sequence
-        if begin.event is not None:
-            if begin.checkpoint.takeovers:
-                worker.meters.resumed.value += 1
-            heard = await Session(worker, events, begin.checkpoint).run(begin.event)
-        await give_back(worker.nc, ticket, name, heard)
+        async with worker.owning(name):
+            await _listen(worker, ticket, ctx, name)
+
+
+async def _listen(worker: Worker, ticket: Delivery, ctx: Context[Worker], name: str) -> None:
+    events = Events(
+        worker.nc, name, attempt=ctx.attempt, trace_id=ctx.trace_id, trace_headers=lambda: ctx.trace_headers
+    )
+    # Until nothing is left: only what comes in the very moment in which it is given back needs another ticket.
+    while (begin := await opening(worker.nc, events)).event is not None:
+        if begin.checkpoint.takeovers:
+            worker.meters.resumed.value += 1
+        await Session(worker, events, begin.checkpoint).run(begin.event)
+    await give_back(worker.nc, ticket, name, begin.checkpoint.start_sequence)
 
 
 async def _refuse(worker: Worker, name: str) -> None:

@@ -7,8 +7,6 @@ other, `_show` for partial transcripts, `_watch` for all that may not wait for a
 import asyncio
 import contextlib
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 from handler_core.contract.stt import STREAM_SUBJECT
@@ -19,10 +17,11 @@ from stt_module.checkpoint import Checkpoint
 from stt_module.events import Events
 from stt_module.finals import Finals
 from stt_module.intake import Intake
-from stt_module.partials import Agreement, Schedule
+from stt_module.notices import Notices
+from stt_module.partials import Open, Schedule
 from stt_module.progress import Progress
 from stt_module.segmenter import Dropped, Event, Interrupt, Started, Utterance
-from stt_module.tickets import AUDIO
+from stt_module.tickets import AUDIO, TICKET_SUBJECT
 from stt_module.transcription import Speech
 from stt_module.worker import Worker
 
@@ -34,19 +33,8 @@ PAUSE = 2.0
 """Seconds without a message that end an utterance, of a client that sends only while somebody speaks."""
 CATCH_UP = 5.0
 """Seconds that others wait at most until this session has read what was there before it."""
-MAX_NOTICES = 32
-SAME_ERROR_AFTER = 5.0
-"""Seconds after which the same mistake of a client is told again."""
-
-
-@dataclass(frozen=True, eq=False)
-class Open:
-    """The utterance that is being spoken."""
-
-    number: int
-    start_ms: float
-    schedule: Schedule
-    agreement: Agreement = field(default_factory=Agreement)
+STALLED = 0.25
+"""Seconds for an answer of the server's, above which its silence is no silence of the client's."""
 
 
 class Session:
@@ -62,14 +50,14 @@ class Session:
         self._worker = worker
         self._events = events
         self._subject = STREAM_SUBJECT.format(session=events.session)
+        self._live = TICKET_SUBJECT.format(session=events.session)
         self._start_sequence = start.start_sequence
         self._reader: Reader | None = None
         self._reason = ""
         self._finalised = False
         self._open: Open | None = None
         self._pass: asyncio.Task[None] | None = None
-        self._notices: deque[dict[str, Any]] = deque()
-        self._mistakes: dict[str, float] = {}
+        self._notices = Notices()
         self._to_tell = asyncio.Event()
         self._to_show = asyncio.Event()
         self._closing = asyncio.Event()
@@ -115,6 +103,7 @@ class Session:
         if self._events.unsure:
             return  # a transcript that may be out, and is not known to be: the one that is stored tells the next worker
         with contextlib.suppress(TimeoutError, HandlerError):
+            self._progress.takeovers = 0  # nothing has failed
             async with asyncio.timeout(1.0):
                 await self._progress.publish(type="status", status="listening")
 
@@ -145,7 +134,8 @@ class Session:
             self._begin(utterance.end_ms)
         self._finals.wake()
         if self._progress.too_much and self._reader is not None:
-            self._reader.pause()  # the stream keeps what comes
+            self._reader.pause()  # the stream keeps what comes …
+            self._reader.caught_up.set()  # … and others may read what has piled up of theirs
 
     def _read_on(self) -> None:
         if self._reader is not None and self._reader.paused and not self._progress.too_much:
@@ -173,16 +163,12 @@ class Session:
         self._tell(type="interrupt", state=phase.state, request_id=request_id, played_ms=played_ms)
 
     def _refused(self, error: HandlerError) -> None:
-        now = time.monotonic()
-        self._mistakes = {text: at for text, at in self._mistakes.items() if now - at < SAME_ERROR_AFTER}
-        if error.message not in self._mistakes:
-            self._mistakes[error.message] = now
+        if self._notices.worth_telling(error.message):
             self._tell(type="error", error=error.info())
 
     def _tell(self, **event: Any) -> None:
-        """Publish an event soon; a client that makes more mistakes than can be told is told the first ones."""
-        if len(self._notices) < MAX_NOTICES or event["type"] != "error":
-            self._notices.append(event)
+        """Publish an event soon."""
+        self._notices.add(event)
         self._to_tell.set()
 
     def _close(self, reason: str) -> None:
@@ -201,7 +187,9 @@ class Session:
         async with contextlib.AsyncExitStack() as stack:
             # Only so many sessions at once read what has piled up: a connection holds only so much.
             async with self._worker.catching_up:
-                reader = Reader(self._worker.nc, AUDIO, self._subject, self._start_sequence, self._intake.receive)
+                reader = Reader(
+                    self._worker.nc, AUDIO, self._subject, self._start_sequence, self._intake.receive, live=self._live
+                )
                 self._reader = await stack.enter_async_context(reader)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CATCH_UP):
@@ -246,7 +234,7 @@ class Session:
                     await self._to_tell.wait()
             self._to_tell.clear()
             while self._notices:
-                await self._progress.publish(**self._notices.popleft())
+                await self._progress.publish(**self._notices.pop())
             if self._finalised:
                 return
             await self._look_after()
@@ -261,31 +249,39 @@ class Session:
         return max(0.01, listening if self._reason else min(listening, idle))
 
     async def _look_after(self) -> None:
-        intake, reader, now = self._intake, self._reader, time.monotonic()
+        intake, reader = self._intake, self._reader
         if reader is None or reader.problem or reader.paused or not self._worker.nc.is_connected:
-            intake.heard_at = now  # it is we who do not hear
-        quiet = now - intake.heard_at
+            intake.heard_at = time.monotonic()  # it is we who do not hear
         if not self._reason:
-            if intake.segmenter.voice_activity and quiet >= PAUSE:
-                intake.flush()
-            elif intake.holding and quiet >= HOLD:
-                intake.release()
-            if quiet >= self._worker.settings.idle_timeout and await self._nothing_more():
+            # Asked every time, and not only once PAUSE is over, so that a server that stalls meanwhile is noticed.
+            if (intake.holding or intake.segmenter.voice_activity) and await self._is_quiet(HOLD):
+                if intake.segmenter.voice_activity and time.monotonic() - intake.heard_at >= PAUSE:
+                    intake.flush()
+                else:
+                    intake.release()
+            if await self._is_quiet(self._worker.settings.idle_timeout):
                 self._close("idle")
-        if now - self._progress.published_at >= LISTENING_EVERY:
+        if time.monotonic() - self._progress.published_at >= LISTENING_EVERY:
             intake.count_lost()
             await self._progress.publish(type="status", status="listening")
 
-    async def _nothing_more(self) -> bool:
-        """Whether the stream holds nothing that has not been heard."""
+    async def _is_quiet(self, seconds: float) -> bool:
+        """Whether the client has sent nothing for so long. That nothing was heard is not enough: a worker, a server or
+        a connection may have stood still, and what was said meanwhile is yet to come."""
+        intake, asked = self._intake, time.monotonic()
+        if asked - intake.heard_at < seconds:
+            return False
         try:
             newest = await Api(self._worker.nc).last(AUDIO, self._subject)
-            nothing = newest is None or newest.sequence <= self._intake.last_sequence
+            nothing_more = newest is None or newest.sequence <= intake.last_sequence
+            if newest is not None and self._reader is not None:
+                self._reader.behind(newest.sequence)
         except (Transient, JetStreamError):
-            nothing = False
-        if not nothing:
-            self._intake.heard_at = time.monotonic()
-        return nothing
+            nothing_more = False
+        now = time.monotonic()
+        if not nothing_more or now - asked > STALLED:
+            intake.heard_at = now
+        return now - intake.heard_at >= seconds
 
 
 def _first(error: BaseException) -> BaseException:

@@ -5,6 +5,9 @@ behind it: the acknowledgement is confirmed first, and then the stream is asked 
 """
 
 import asyncio
+import contextlib
+import math
+import random
 import time
 
 import nats.errors
@@ -18,17 +21,24 @@ from handler_core.contract.errors import ErrorInfo, ErrorType
 from handler_core.contract.stt import STREAM_SUBJECT, TranscriptEvent
 from handler_core.delivery import ACK, Delivery
 from handler_core.errors import HandlerError, Transient
-from handler_core.jetstream import EXPECTED_LAST, MSG_ID, Api, JetStreamError
-from stt_module.checkpoint import HEADER
+from handler_core.jetstream import EXPECTED_LAST, MSG_ID, WRONG_LAST_SEQUENCE, Api, JetStreamError
+from stt_module.checkpoint import HEADER, parsed
 from stt_module.events import STREAM, WAITING, subject_of
 
 log = structlog.get_logger("stt_module")
 
 AUDIO = streams.AI_STT.name
+TICKETS = streams.AI_STT_SESSIONS.name
 TICKET_SUBJECT = "ai.voice.session.{session}"
 CONFIRM_TIMEOUT = 2.0
 TRIES = 3
+GRACE = 1.0
+"""Seconds that giving a ticket back goes on when it is cancelled."""
 _TRACE = frozenset({"traceparent", "tracestate"})
+FIND_EVERY = 5.0
+"""Seconds, about, between two looks for sessions that have no ticket, but should."""
+MOST_FOUND = 256
+"""Sessions that are looked into at one such look."""
 LOOK_EVERY = 1.0
 """Seconds between two looks of a full worker at who waits."""
 RETRY_AFTER_MS = 5000
@@ -46,7 +56,18 @@ async def give_back(nc: Connection, ticket: Delivery, session: str, sequence: in
     Raises:
         Transient: NATS does not confirm it; the ticket comes again.
     """
-    await _confirmed(nc, ticket)
+    try:
+        await _give_back(nc, ticket, session, sequence)
+    except asyncio.CancelledError:
+        # It may be gone already, and then nobody else would look.
+        with contextlib.suppress(TimeoutError, Transient):
+            async with asyncio.timeout(GRACE):
+                await _give_back(nc, ticket, session, sequence)
+        raise
+
+
+async def _give_back(nc: Connection, ticket: Delivery, session: str, sequence: int) -> None:
+    await _confirmed(nc, ticket)  # the server confirms one that is gone as well
     for _ in range(TRIES):
         try:
             await _make_ticket_for_more(Api(nc), session, sequence)
@@ -87,7 +108,7 @@ class WaitingRoom:
 
     def __init__(self, nc: Connection) -> None:
         self._api = Api(nc)
-        self._told: set[int] = set()
+        self._told = 0  # the last ticket whose session was told
         self._seen = 0  # tickets up to this one waited at the last look: others may still find a worker
 
     async def run(self, full: "asyncio.Event") -> None:
@@ -102,22 +123,20 @@ class WaitingRoom:
 
     async def _look(self) -> None:
         taken, waiting = await self._tickets()
-        self._told = {ticket for ticket in self._told if ticket > taken}
         if not waiting:
             return
-        sequence, newest = taken + 1, self._seen
+        every = TICKET_SUBJECT.format(session="*")
+        newest = await self._api.last(TICKETS, every)
+        seen, self._seen = self._seen, newest.sequence if newest else 0
+        self._told = max(taken, min(self._told, self._seen))  # a stream made anew counts from one again
         for _ in range(MOST_TOLD):
-            ticket = await self._api.next(streams.AI_STT_SESSIONS.name, TICKET_SUBJECT.format(session="*"), sequence)
-            if ticket is None:
-                break
-            sequence = ticket.sequence + 1
-            if ticket.sequence <= self._seen and ticket.sequence not in self._told:
-                await self._tell(ticket.subject.rpartition(".")[2], ticket.sequence)
-            newest = max(newest, ticket.sequence)
-        self._seen = newest
+            ticket = await self._api.next(TICKETS, every, self._told + 1)
+            if ticket is None or ticket.sequence > seen:
+                return
+            await self._tell(ticket.subject.rpartition(".")[2], ticket.sequence)
+            self._told = ticket.sequence
 
     async def _tell(self, session: str, ticket: int) -> None:
-        self._told.add(ticket)
         if not is_token(session):
             return
         subject = subject_of(session)
@@ -141,10 +160,74 @@ class WaitingRoom:
         try:
             await self._api.publish(subject, encode(event), headers)
         except JetStreamError as error:
-            log.debug("waiting_told_already", session=session, reason=error.description)
+            if error.err_code not in WRONG_LAST_SEQUENCE:
+                raise
+            log.debug("waiting_not_told", session=session, reason=error.description)  # a worker was faster
 
     async def _tickets(self) -> tuple[int, int]:
         """The last ticket that any worker was given, and how many come after it."""
         consumer = streams.STT_MODULE
         info = await self._api.request(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
         return int(info["delivered"]["stream_seq"]), int(info["num_pending"])
+
+
+class LostTickets:
+    """Makes the tickets that chunks could not make themselves: a chunk whose headers hold an expectation of its stream
+    (`Nats-Expected-Stream`) is stored, but its copy is refused as a ticket; and whoever gave a ticket back may have
+    died before it could look for more.
+
+    A session is looked into when it has got more messages since it was last, and has no ticket: those that are
+    listened to have one, and one that has ended is looked into once.
+    """
+
+    def __init__(self, nc: Connection) -> None:
+        self._api = Api(nc)
+        self._counts: dict[str, int] = {}  # the messages of each session at the last look
+        self._grown: set[str] = set()  # sessions to look into once they have no ticket
+        self._since = math.inf  # where the stream ended at the first look
+
+    async def run(self) -> None:
+        """Look now and then, until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except (HandlerError, JetStreamError) as error:
+                log.debug("lost_tickets_not_looked_for", error=str(error))
+            await asyncio.sleep(FIND_EVERY * (0.75 + random.random() / 2))
+
+    async def look(self) -> None:
+        """Make the tickets that are missing.
+
+        Raises:
+            JetStreamError, Transient: a stream does not answer.
+        """
+        counts, last = await self._sessions(AUDIO, STREAM_SUBJECT)
+        self._since = min(self._since, last)
+        self._grown |= {session for session, count in counts.items() if count > self._counts.get(session, 0)}
+        self._grown &= counts.keys()
+        self._counts = counts
+        if not self._grown:
+            return
+        tickets, _ = await self._sessions(TICKETS, TICKET_SUBJECT)  # after the audio: a ticket comes after its chunk
+        for session in list(self._grown - tickets.keys())[:MOST_FOUND]:
+            await self._look_into(session)
+            self._grown.discard(session)
+
+    async def _look_into(self, session: str) -> None:
+        newest = await self._api.last(AUDIO, STREAM_SUBJECT.format(session=session))
+        if newest is None or not is_token(session):
+            return
+        event = await self._api.last(STREAM, subject_of(session))
+        known = parsed(event.headers.get(HEADER)) if event else None
+        # Of one without events nobody knows whether it was never listened to, or its events are gone by now.
+        heard = self._since if known is None else known.start_sequence - 1
+        if newest.sequence > heard:
+            log.info("lost_ticket_made", session=session)
+            await _make_ticket_for_more(self._api, session, known.start_sequence if known else 1)
+
+    async def _sessions(self, stream: str, subject: str) -> tuple[dict[str, int], int]:
+        """How many messages a stream holds of each session, and its last sequence."""
+        body = {"subjects_filter": subject.format(session="*")}
+        state = (await self._api.request(f"STREAM.INFO.{stream}", body))["state"]
+        subjects: dict[str, int] = state.get("subjects") or {}
+        return {subject.rpartition(".")[2]: count for subject, count in subjects.items()}, int(state["last_seq"])

@@ -32,16 +32,18 @@ class Speech:
 
 
 class Transcriber:
-    """All sessions' calls of one endpoint, `concurrency` of them at once; final transcripts have precedence, since
-    partial ones never wait."""
+    """All sessions' calls of one endpoint, `concurrency` of them at once; final transcripts have precedence: partial
+    ones never wait, and leave a quarter of the calls, at least one, to them."""
 
     def __init__(self, stt: STT, concurrency: int) -> None:
         self._stt = stt
         self._slots = asyncio.Semaphore(concurrency)
+        self._under_way = 0
+        self._for_partials = concurrency - max(1, concurrency // 4)
 
     async def partial(self, speech: Speech) -> str:
         """What is understood so far; empty when the endpoint has enough to do, or fails."""
-        if self._slots.locked():
+        if self._under_way >= self._for_partials or self._slots.locked():
             return ""
         try:
             return (await self._once(speech)).text
@@ -73,10 +75,14 @@ class Transcriber:
     async def _once(self, speech: Speech) -> Transcription:
         config = speech.config
         async with self._slots:
-            return await self._stt.transcribe(
-                wav(PcmFormat(config.sample_rate), speech.pcm),
-                language=config.language,
-                prompt=config.prompt,
-                voiced=None if speech.voiced_ms is None else speech.voiced_ms / 1000,
-                deadline=Deadline.never(),
-            )
+            self._under_way += 1
+            try:
+                return await self._stt.transcribe(
+                    wav(PcmFormat(config.sample_rate), speech.pcm),
+                    language=config.language,
+                    prompt=config.prompt,
+                    voiced=None if speech.voiced_ms is None else speech.voiced_ms / 1000,
+                    deadline=Deadline.never(),
+                )
+            finally:
+                self._under_way -= 1

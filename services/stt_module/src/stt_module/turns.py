@@ -13,6 +13,9 @@ from handler_core.jetstream import Api, JetStreamError
 from stt_module.events import Events
 
 TRIES = 6
+"""Of a queue that takes nothing, while the server is there."""
+UNREACHABLE_RETRY = 1.0
+"""Seconds between two looks whether the server is there."""
 RETRY_AFTER = 0.25
 """Seconds; doubled with each further try: a full queue gets about eight."""
 
@@ -57,6 +60,8 @@ async def ask(
 ) -> HandlerError | None:
     """Queue the turn, once only however often it is tried; returns why it could not be.
 
+    Without NATS it waits, as the transcript has to: only what the queue itself refuses is given up.
+
     Raises:
         Abandoned: another worker has the session, and asks for its turns.
     """
@@ -65,7 +70,7 @@ async def ask(
         if attempt:
             await asyncio.sleep(RETRY_AFTER * 2.0 ** (attempt - 1))
         try:
-            if not await events.own():
+            if not await _own(events):
                 raise Abandoned(f"another worker listens to the session {events.session}")
             subject, wanted = request(config, events.session, request_id, text, language)
             await publish(Api(nc), subject, wanted, dict(events.trace_headers()))
@@ -77,3 +82,12 @@ async def ask(
         except InvalidRequest as error:
             return error
     return refused
+
+
+async def _own(events: Events) -> bool:
+    """Whether the session is still ours, found out for as long as it takes."""
+    while True:
+        try:
+            return await events.own()
+        except Transient:
+            await asyncio.sleep(UNREACHABLE_RETRY)
