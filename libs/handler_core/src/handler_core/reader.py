@@ -6,8 +6,8 @@ whatever goes wrong, the consumer is made anew behind the last message that arri
 a message and us no task: the sink is called from the parser.
 
 Where the stream republishes its messages, the consumer is only for what is stored already: from then on they are taken
-as they are republished, which costs the server a third of what a consumer does. Each names the one of its subject that
-came before it, so that here, too, nothing is missed unnoticed.
+as they are republished, which costs the server much less than a consumer. Each names the one of its subject that came
+before it, so that here, too, nothing is missed unnoticed.
 
 Source: the server's push consumers with flow control (ADR-15 for the reply subject; statuses 100 and 409), and the
 headers of what it republishes (ADR-28).
