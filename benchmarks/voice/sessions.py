@@ -1,8 +1,9 @@
 """How many live sessions one worker listens to on one core, at the pace of life.
 
-Each session sends 16 kHz audio in chunks of 20 or 100 ms, speech and pauses by turns. The worker is bound to one
-core; the server, the load and the speech-to-text endpoint, which answers at once, may use all. Sessions begin one after the other within 6 s; the `SECONDS` after that are measured. A level holds when not one
-chunk was looked at more than `LATE` seconds after the server had stored it, and none was left out.
+Each session sends 16 kHz audio in chunks of 20 or 100 ms, speech and pauses by turns. The worker is bound to one core;
+the server, the load and the speech-to-text endpoint, which answers at once, may use all. Sessions begin one after the
+other within 6 s; the `SECONDS` after that are measured. A level holds when not one chunk was looked at more than `LATE`
+seconds after the server had stored it, and none was left out.
 """
 
 import asyncio
