@@ -52,13 +52,8 @@ class Generation(Generic[Q, R, C]):
         return request, self.context(message, request.request_id, request.deadline_ms)
 
     def context(self, message: Incoming, request_id: str | None = None, deadline_ms: int | None = None) -> Context[C]:
-        """The message's context; times count from when the stream stored it, or from its arrival."""
-        queued = max(0.0, time.time() - message.timestamp)
-        deadline = Deadline.after(deadline_ms / 1000 - queued) if deadline_ms else None
-        ctx = Context(self._nc, self._clients, message, request_id or message.token, deadline)
-        ctx.timings.record("queue", queued)
-        current.set(ctx)
-        return ctx
+        """The message's context, from here on the current one; see `context_of`."""
+        return context_of(self._nc, self._clients, message, request_id, deadline_ms)
 
     async def run(self, request: Q, ctx: Context[C], write: Callable[[str | Message], None]) -> R:
         """The handler's response; `write` is given the pieces as they come."""
@@ -81,6 +76,19 @@ class Generation(Generic[Q, R, C]):
         if last is None:
             raise Internal("the handler ended without a response")
         return last
+
+
+def context_of(
+    nc: Connection, clients: C, message: Incoming, request_id: str | None = None, deadline_ms: int | None = None
+) -> Context[C]:
+    """A message's context, from here on the current one; times count from when the stream stored it, or from its
+    arrival."""
+    queued = max(0.0, time.time() - message.timestamp)
+    deadline = Deadline.after(deadline_ms / 1000 - queued) if deadline_ms else None
+    ctx = Context(nc, clients, message, request_id or message.token, deadline)
+    ctx.timings.record("queue", queued)
+    current.set(ctx)
+    return ctx
 
 
 def complete(response: R, ctx: Context[Any]) -> R:

@@ -1,6 +1,5 @@
 """From a delivered request to its end in the log, and to what becomes of its message."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -11,13 +10,11 @@ from handler_core.context import Context
 from handler_core.contract.base import is_token
 from handler_core.contract.errors import ErrorType
 from handler_core.contract.tts import SpeakRequest
-from handler_core.deadline import Deadline
 from handler_core.delivery import Delivery
 from handler_core.errors import Abandoned, HandlerError, Internal, InvalidRequest, from_info
-from handler_core.generation import named
+from handler_core.generation import context_of, named
 from handler_core.limits import Limits
 from handler_core.runtime import Runtime
-from handler_core.telemetry import current
 from tts_module.speech import Speech
 
 C = TypeVar("C")
@@ -51,10 +48,10 @@ class Requests:
             body = unpack(delivery.data)
             request = validate(body, SpeakRequest)
         except HandlerError as error:
-            ctx = self._context(delivery, clients, named(body), None)
+            ctx = context_of(self._nc, clients, delivery, named(body))
             await self._settle(error, ctx, Speech(self._nc, ctx, session, self._chunk_bytes))
             return
-        ctx = self._context(delivery, clients, request.request_id, request.deadline_ms)
+        ctx = context_of(self._nc, clients, delivery, request.request_id, request.deadline_ms)
         speech = Speech(self._nc, ctx, session, self._chunk_bytes, request)
         try:
             await self._speak(request, ctx, speech, say)
@@ -69,15 +66,6 @@ class Requests:
             ctx.log.info("speech_completed", attempt=ctx.attempt, chunks=position.chunks, **ctx.timings.as_dict())
         finally:
             speech.close()
-
-    def _context(self, delivery: Delivery, clients: C, request_id: str | None, deadline_ms: int | None) -> Context[C]:
-        """The request's context; times count from when the stream stored it."""
-        queued = max(0.0, time.time() - delivery.timestamp)
-        deadline = Deadline.after(deadline_ms / 1000 - queued) if deadline_ms else None
-        ctx = Context(self._nc, clients, delivery, request_id or delivery.token, deadline)
-        ctx.timings.record("queue", queued)
-        current.set(ctx)
-        return ctx
 
     async def _speak(self, request: SpeakRequest, ctx: Context[C], speech: Speech, say: Say[C]) -> None:
         """Speak until the end, the deadline or the cancellation."""
