@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 CI_ARGS := $(if $(CI),-q,)
 BUILDER ?= $(shell command -v docker >/dev/null 2>&1 && echo docker build || echo buildah bud --layers)
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header
-IMAGES := chat_handler
+IMAGES := chat_handler pipeline_bridge
 
 help: ## list the targets
 	@if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
@@ -62,6 +62,11 @@ run: $(STAMP) ## keep the stack running in the foreground; Ctrl-C ends all of it
 	@echo "NATS 4222, Milvus Lite 19530, local_inference 8900, chat_handler 8080; ask with: $(BIN)/handlers ask '…'"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" RERANKER_URL=$${RERANKER_URL:-http://127.0.0.1:8900} $(BIN)/honcho start || [ $$? -eq 130 ]
 
+run-cluster: $(STAMP) ## the pipeline bridge with an emulated Kubernetes and Kubeflow, in the foreground
+	@mkdir -p .data/run && rm -f .data/run/kubeconfig
+	@echo "NATS 4222, emulated cluster 8970, pipeline_bridge 8084; start with: $(BIN)/handlers pipeline run document-ingestion --watch"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/honcho -f Procfile.cluster start || [ $$? -eq 130 ]
+
 bench: $(STAMP) ## measure the loop, the start and whole turns against the alternatives; ARGS="--help" for more
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -82,4 +87,4 @@ image-report: $(STAMP) ## sizes by layer and package, start and memory of the im
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .data build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo run test check format bench lock images image-test image-report clean
+.PHONY: help setup demo run run-cluster test check format bench lock images image-test image-report clean

@@ -6,14 +6,11 @@
 
 import contextlib
 import json
-import re
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
@@ -21,8 +18,9 @@ from handler_core import streams
 from handler_core.audio import read_wav
 from handler_core.connection import Connection
 from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, connection, free_port, nats_server, process, stored, until
+from handler_core.testing import NatsServer, connection, nats_server, stored, until
 from handler_core.testing_speech import Ears, Speaker, phrase, silence, word
+from handler_core.testing_workers import Worker, service_process
 from local_inference.app import create_app
 from local_inference.echo import Echo
 from local_inference.settings import Settings
@@ -34,41 +32,14 @@ SESSIONS = 20
 pytestmark = pytest.mark.timeout(120)
 
 
-class Worker:
-    """An `stt_module` process and what its health port tells."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
-        self.process = process
-        self._url = f"http://127.0.0.1:{port}"
-
-    async def get(self, path: str) -> tuple[int, str]:
-        try:
-            async with aiohttp.ClientSession() as session, session.get(self._url + path) as answer:
-                return answer.status, await answer.text()
-        except aiohttp.ClientConnectionError:
-            return 0, ""
-
-    async def ready(self) -> bool:
-        return (await self.get("/readyz"))[0] == 200
-
-    async def metric(self, name: str, labels: str = "") -> int:
-        pattern = rf"^{name}(?:{{[^}}]*{labels}[^}}]*}})? (\d+)$"
-        found = re.search(pattern, (await self.get("/metrics"))[1], re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    async def sessions(self) -> int:
-        return await self.metric("handler_stt_sessions")
+async def sessions(worker: Worker) -> int:
+    return await worker.metric("handler_stt_sessions")
 
 
 @contextlib.contextmanager
 def started(nats_url: str, stt_url: str) -> Iterator[Worker]:
-    port = free_port()
-    environment = {
-        "NATS_URL": nats_url, "STT_URL": stt_url, "LOG_FORMAT": "json", "PARTIALS": "false",
-        "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port),
-    }  # fmt: skip
-    with process("stt_module", environment) as running:
-        yield Worker(running, port)
+    with service_process("stt_module", {"NATS_URL": nats_url, "STT_URL": stt_url, "PARTIALS": "false"}) as running:
+        yield running
 
 
 @pytest.fixture
@@ -101,7 +72,7 @@ async def workers(nats: NatsServer, nc: Connection, ears: Ears) -> AsyncIterator
 
 async def owner(workers: list[Worker]) -> Worker:
     """The worker that listens, where only one does."""
-    [found] = [worker for worker in workers if await worker.sessions()]
+    [found] = [worker for worker in workers if await sessions(worker)]
     return found
 
 
@@ -119,7 +90,7 @@ async def test_of_twenty_live_sessions_none_loses_a_word_when_a_worker_is_killed
         await speaker.play(word(30) + word(31))  # in the middle of the second utterance …
     for number, speaker in enumerate(speakers):
         await speaker.hears([1, 2 + number])
-    taken = [await worker.sessions() for worker in workers]
+    taken = [await sessions(worker) for worker in workers]
     assert sum(taken) == SESSIONS
     busiest = workers[taken.index(max(taken))]
     busiest.process.kill()  # … of all that it listens to

@@ -5,9 +5,7 @@ Real processes: NATS, `tts_module` workers, and `local_inference` with a real vo
 
 import asyncio
 import contextlib
-import re
 import signal
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -21,6 +19,7 @@ from handler_core.connection import Connection
 from handler_core.contract.tts import AudioChunk, SpeakRequest, SpeechStatus
 from handler_core.jetstream import Api
 from handler_core.testing import NatsServer, connection, free_port, nats_server, process, stored, until
+from handler_core.testing_workers import Worker, service_process
 
 TAKEOVER = streams.TTS_MODULE.ack_wait + 2
 TEXT = (
@@ -30,34 +29,6 @@ TEXT = (
 )
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Worker:
-    """A `tts_module` process and what its health port tells."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
-        self.process = process
-        self._url = f"http://127.0.0.1:{port}"
-
-    async def get(self, path: str) -> tuple[int, str]:
-        try:
-            async with aiohttp.ClientSession() as session, session.get(self._url + path) as answer:
-                return answer.status, await answer.text()
-        except aiohttp.ClientConnectionError:
-            return 0, ""
-
-    async def metric(self, name: str, labels: str = "") -> int:
-        found = re.search(rf"^{name}{{[^}}]*{labels}[^}}]*}} (\d+)$", (await self.get("/metrics"))[1], re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    async def ready(self) -> bool:
-        return (await self.get("/readyz"))[0] == 200
-
-    async def busy(self) -> bool:
-        return await self.metric("handler_in_flight") > 0
-
-    async def idle(self) -> bool:
-        return not await self.busy()
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +58,8 @@ def models() -> Iterator[str]:
 @pytest.fixture
 async def workers(nats: NatsServer, nc: Connection, models: str) -> AsyncIterator[list[Worker]]:
     with contextlib.ExitStack() as stack:
-        workers = []
-        for _ in range(2):
-            port = free_port()
-            environment = {
-                "NATS_URL": nats.url, "TTS_URL": models, "TTS_ENGINE": "openai", "CHUNK_BYTES": "8192",
-                "LOG_FORMAT": "json", "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port),
-            }  # fmt: skip
-            workers.append(Worker(stack.enter_context(process("tts_module", environment)), port))
+        environment = {"NATS_URL": nats.url, "TTS_URL": models, "TTS_ENGINE": "openai", "CHUNK_BYTES": "8192"}
+        workers = [stack.enter_context(service_process("tts_module", environment)) for _ in range(2)]
         for worker in workers:
             await until(worker.ready, "the worker is ready")
         await until(lambda: _answers(f"{models}/health"), "the voice is there", timeout=60)

@@ -5,14 +5,11 @@ Two real `python -m chat_handler` processes work on one real NATS server; the tu
 """
 
 import contextlib
-import re
 import signal
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
@@ -22,7 +19,8 @@ from handler_core.connection import Connection
 from handler_core.contract.answer import StreamEvent
 from handler_core.contract.chat import CHAT, ChatRequest, ChatResponse
 from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, connection, free_port, nats_server, process, stored, text_of, until
+from handler_core.testing import NatsServer, connection, nats_server, stored, text_of, until
+from handler_core.testing_workers import Worker, service_process
 from local_inference.accounting import FAULTS, STATS
 from local_inference.app import create_app
 from local_inference.echo import Echo
@@ -37,34 +35,6 @@ SLOWLY = Faults(chat=Fault(token_delay_ms=250))
 QUICKLY = Faults(chat=Fault(token_delay_ms=50))
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Worker:
-    """A `chat_handler` process and what its health port tells."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
-        self.process = process
-        self._url = f"http://127.0.0.1:{port}"
-
-    async def get(self, path: str) -> tuple[int, str]:
-        try:
-            async with aiohttp.ClientSession() as session, session.get(self._url + path) as answer:
-                return answer.status, await answer.text()
-        except aiohttp.ClientConnectionError:
-            return 0, ""
-
-    async def metric(self, name: str, labels: str = "") -> int:
-        found = re.search(rf"^{name}{{[^}}]*{labels}[^}}]*}} (\d+)$", (await self.get("/metrics"))[1], re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    async def ready(self) -> bool:
-        return (await self.get("/readyz"))[0] == 200
-
-    async def busy(self) -> bool:
-        return await self.metric("handler_in_flight") > 0
-
-    async def idle(self) -> bool:
-        return not await self.busy()
 
 
 @pytest.fixture
@@ -92,14 +62,8 @@ async def models() -> AsyncIterator[TestServer]:
 @pytest.fixture
 async def workers(nats: NatsServer, nc: Connection, models: TestServer) -> AsyncIterator[list[Worker]]:
     with contextlib.ExitStack() as stack:
-        workers = []
-        for _ in range(2):
-            port = free_port()
-            environment = {
-                "NATS_URL": nats.url, "LLM_URL": str(models.make_url("")), "LOG_FORMAT": "json",
-                "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port),
-            }  # fmt: skip
-            workers.append(Worker(stack.enter_context(process("chat_handler", environment)), port))
+        environment = {"NATS_URL": nats.url, "LLM_URL": str(models.make_url(""))}
+        workers = [stack.enter_context(service_process("chat_handler", environment)) for _ in range(2)]
         for worker in workers:
             await until(worker.ready, "the worker is ready")
         yield workers

@@ -71,6 +71,13 @@ def test_the_declarations_are_those_of_the_design() -> None:
             Republish("ai.voice.stream.*", "ai.voice.session.{{wildcard(1)}}"),
         ),
         "AI_STT_SESSIONS": (("ai.voice.session.*",), "workqueue", 7 * 24 * 3600, 1, None),
+        "AI_PIPELINE": (
+            ("ai.pipeline.trigger", "ai.pipeline.user.*.trigger"), "workqueue", 45 * 24 * 3600, -1, None
+        ),
+        "AI_PIPELINE_STATUS": (
+            ("evt.pipeline.>",), "limits", 45 * 24 * 3600, 50,
+            Republish("evt.pipeline.status.*", "ai.pipeline.status.{{wildcard(1)}}"),
+        ),
         "AI_EVENTS": (("evt.chat.>", "evt.voice.>"), "limits", 15 * 60, -1, Republish("evt.>", "ai.>")),
         "AI_CONTROL": (("ai.turn.cancel.*",), "limits", 24 * 3600, 1, None),
         "KV_AI_SESSIONS": (("$KV.AI_SESSIONS.>",), "limits", 7 * 24 * 3600, 1, None),
@@ -426,7 +433,8 @@ async def test_questions_reach_the_chat_handler(api: Api, subject: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", ["ai.chat.ask", "ai.chat.user.a.b.message", "ai.chat.response.q1", "evt.pipeline.x"]
+    "subject",
+    ["ai.chat.ask", "ai.chat.user.a.b.message", "ai.chat.response.q1", "ai.pipeline.list", "ai.pipeline.status.r1"],
 )
 async def test_no_stream_captures_what_it_should_not(api: Api, subject: str) -> None:
     await apply(api)

@@ -23,6 +23,7 @@ from handler_core.answer import SOURCE
 from handler_core.codec import encode
 from handler_core.connection import Connection
 from handler_core.contract.chat import CHAT
+from handler_core.contract.pipeline import PipelineStatus, RunStatus
 from handler_core.deadletter import dead_letter
 from handler_core.delivery import Delivery
 from handler_core.errors import HandlerError, InvalidRequest, NotFound, Transient
@@ -447,6 +448,34 @@ async def test_a_request_that_was_answered_after_a_replay_is_told_apart(nc: Conn
     await answered(nc, f"AI_CHAT:{at(77)}:1700000000")
     with pytest.raises(CannotReplay, match="answered since"):
         await replay_one(Api(nc), await bury(nc), Options())
+
+
+async def refused_trigger(nc: Connection) -> int:
+    """A trigger that was refused, and its letter."""
+    content = {"pipeline": "nope", "request_id": "q1"}
+    place = {"stream": "AI_PIPELINE", "consumer": "pipeline_bridge", "subject": "ai.pipeline.trigger"}
+    return await bury(nc, content, NotFound("no such pipeline"), **place)
+
+
+async def ended(nc: Connection, status: RunStatus) -> None:
+    told = PipelineStatus(request_id="q1", seq=1, status=status, timestamp=0)
+    await Api(nc).publish("evt.pipeline.status.q1", encode(told), {})
+
+
+async def test_the_trigger_of_a_run_that_has_ended_is_refused_with_what_to_do(nc: Connection) -> None:
+    await ended(nc, RunStatus.ERROR)
+    sequence = await refused_trigger(nc)
+    with pytest.raises(CannotReplay, match=r"request q1 has ended \(error\), and for 45d .* use --new-id"):
+        await replay_one(Api(nc), sequence, Options())
+    assert "request_id" in await replay_one(Api(nc), sequence, Options(new_id=True))
+    [message] = await stored(nc, "AI_PIPELINE", ">")
+    assert msgpack.unpackb(message.data)["pipeline"] == "nope"
+
+
+async def test_the_trigger_of_a_run_that_has_not_ended_is_replayed(nc: Connection) -> None:
+    await ended(nc, RunStatus.RUNNING)
+    await replay_one(Api(nc), await refused_trigger(nc), Options())
+    assert len(await stored(nc, "AI_PIPELINE", ">")) == 1
 
 
 async def test_new_id_makes_another_request_of_it(

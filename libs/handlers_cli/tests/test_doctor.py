@@ -286,6 +286,23 @@ async def test_a_worker_with_its_hands_full_is_there(nc: Connection, examine: Ex
     assert (found["level"], found["found"]) == ("ok", "0 wait, 1 in work, 0 pulls open")
 
 
+async def test_runs_that_are_held_do_not_hide_that_no_bridge_takes_more(nc: Connection, examine: Examine) -> None:
+    await Api(nc).publish("ai.pipeline.trigger", b"x", {})
+    await pull(nc, streams.PIPELINE_BRIDGE)
+    name = "consumer AI_PIPELINE/pipeline_bridge"
+    found = (await examine())[name]
+    said = "0 wait, 1 in work, 0 pulls open: no worker takes more, or none is there"
+    assert (found["level"], found["found"]) == ("warn", said)
+    await pull(nc, streams.PIPELINE_BRIDGE)
+    assert (await examine())[name]["level"] == "ok"
+
+
+async def test_a_queue_of_runs_that_is_nearly_full_is_not_to_be_purged(nc: Connection, examine: Examine) -> None:
+    await Api(nc).request("STREAM.UPDATE.AI_PIPELINE", {**streams.AI_PIPELINE.config(), "max_bytes": 1000})
+    await Api(nc).publish("ai.pipeline.trigger", b"x" * 850, {})
+    assert (await examine())["stream AI_PIPELINE"]["fix"] == "raise its max_bytes: each message is in use"
+
+
 @pytest.mark.parametrize("consumer", streams.CONSUMERS, ids=lambda consumer: consumer.name)
 async def test_of_a_consumer_without_a_worker_it_says_which_to_start(
     nc: Connection, examine: Examine, consumer: streams.Consumer

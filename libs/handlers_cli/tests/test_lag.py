@@ -166,6 +166,7 @@ async def test_the_table_shows_figures_and_replicas(
         ["AI_VOICE", "voice_assistant"],
         ["AI_TTS", "tts_module"],
         ["AI_STT_SESSIONS", "stt_module"],
+        ["AI_PIPELINE", "pipeline_bridge"],
     ]
 
 

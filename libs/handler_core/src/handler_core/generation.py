@@ -46,7 +46,7 @@ class Generation(Generic[Q, R, C]):
         Raises:
             InvalidRequest: names the field that is wrong.
         """
-        if (user := _user(message.subject)) is not None:
+        if (user := user_of(message.subject)) is not None:
             body["user_id"] = user
         request = validate(body, self._request)
         return request, self.context(message, request.request_id, request.deadline_ms)
@@ -107,7 +107,7 @@ def failed(response: type[R], error: HandlerError, ctx: Context[Any]) -> R:
     return complete(response(success=False, error=error.info(), **ctx.known), ctx)
 
 
-def _user(subject: str) -> str | None:
+def user_of(subject: str) -> str | None:
     """The user in `ai.{family}.user.{user}.…`, which the server's permissions vouch for."""
     tokens = subject.split(".")
     return tokens[3] if len(tokens) > 4 and tokens[2] == "user" else None

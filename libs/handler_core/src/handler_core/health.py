@@ -15,6 +15,12 @@ log = structlog.get_logger("handler_core.health")
 Check = Callable[[], str]
 """Says what is wrong, or nothing: an empty string."""
 
+
+def ended(task: asyncio.Task[None]) -> Check:
+    """Whether a task that is to run as long as the process has ended."""
+    return lambda: "its task has ended" if task.done() else ""
+
+
 LAG_INTERVAL = 0.5
 MAX_LAG = 5.0
 """Seconds that the event loop may be blocked before the process counts as dead."""

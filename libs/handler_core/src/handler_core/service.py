@@ -31,7 +31,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from handler_core import codec, logs
-from handler_core.config import ServiceSettings, load_or_exit, printable
+from handler_core.config import ServiceSettings, SettingsError, load_or_exit, printable
 from handler_core.connection import Connection, connect
 from handler_core.consumer import PullConsumer
 from handler_core.context import Context
@@ -39,7 +39,7 @@ from handler_core.contract.answer import Family, Response
 from handler_core.contract.base import Message, Request
 from handler_core.delivery import Delivery
 from handler_core.generation import Generation
-from handler_core.health import Check, Health
+from handler_core.health import Check, Health, ended
 from handler_core.lifecycle import SETTLED_AFTER, Stopped, close, interrupted_by, spare_the_collector
 from handler_core.limits import Limits
 from handler_core.messaging import served, traced
@@ -186,7 +186,7 @@ class Service(Generic[S]):
         loop.call_later(SETTLED_AFTER, spare_the_collector)
         try:
             await self.run(settings, stop)
-        except (ConnectionLost, OSError) as error:
+        except (ConnectionLost, SettingsError, OSError) as error:
             log.error("service_failed", error=str(error))
             return 1
         except Exception:
@@ -298,7 +298,7 @@ class Service(Generic[S]):
             listening = tasks.create_task(runtime.cancellations.run())
             running = [tasks.create_task(runner.run()) for runner in runners]
             for name, task in zip(named, running, strict=True):
-                health.alive[name] = _runs(task)
+                health.alive[name] = ended(task)
             ends = [tasks.create_task(event.wait()) for event in (stop, lost)]
             await asyncio.wait([*ends, *running], return_when=asyncio.FIRST_COMPLETED)
             health.ready["draining"] = lambda: "stopping"
@@ -341,7 +341,3 @@ def _first_annotation(handler: Callable[..., Any], *bases: type[Any]) -> type[An
 
 def _problem(runner: Runner) -> Check:
     return lambda: runner.problem
-
-
-def _runs(task: asyncio.Task[None]) -> Check:
-    return lambda: "its task has ended" if task.done() else ""

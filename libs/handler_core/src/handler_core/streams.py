@@ -154,6 +154,24 @@ AI_STT_SESSIONS = Stream(
     refuse_per_subject=True,
     description="one ticket for each live session: whoever holds it listens to the session",
 )
+AI_PIPELINE = Stream(
+    "AI_PIPELINE",
+    ("ai.pipeline.trigger", "ai.pipeline.user.*.trigger"),
+    retention="workqueue",
+    max_bytes=256 * MiB,
+    max_age=45 * 24 * 3600,  # a trigger stays here until its run has ended, and a run may take 30 days
+    description="runs that wait or are followed; each trigger stays until its run's end is stored",
+)
+AI_PIPELINE_STATUS = Stream(
+    "AI_PIPELINE_STATUS",
+    ("evt.pipeline.>",),
+    retention="limits",
+    max_bytes=512 * MiB,
+    max_age=45 * 24 * 3600,  # what is known of a run must not be forgotten before its trigger is
+    max_msgs_per_subject=50,
+    republish=Republish("evt.pipeline.status.*", "ai.pipeline.status.{{wildcard(1)}}"),
+    description="the states of runs; subscribers read the republished ai.pipeline.status.>",
+)
 AI_EVENTS = Stream(
     "AI_EVENTS",
     ("evt.chat.>", "evt.voice.>"),
@@ -201,11 +219,18 @@ STT_MODULE = Consumer(
     max_ack_pending=16_384,
     description="listens to live sessions",
 )
+PIPELINE_BRIDGE = Consumer(
+    "AI_PIPELINE",
+    "pipeline_bridge",
+    max_ack_pending=16_384,  # each run that is followed is one
+    description="starts runs and follows them",
+)
 
 STREAMS: tuple[Stream, ...] = (
-    AI_CHAT, AI_VOICE, AI_TTS, AI_STT, AI_STT_SESSIONS, AI_EVENTS, AI_CONTROL, AI_SESSIONS, DLQ
+    AI_CHAT, AI_VOICE, AI_TTS, AI_STT, AI_STT_SESSIONS, AI_PIPELINE, AI_PIPELINE_STATUS, AI_EVENTS, AI_CONTROL,
+    AI_SESSIONS, DLQ
 )  # fmt: skip
-CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER, VOICE_ASSISTANT, TTS_MODULE, STT_MODULE)
+CONSUMERS: tuple[Consumer, ...] = (CHAT_HANDLER, VOICE_ASSISTANT, TTS_MODULE, STT_MODULE, PIPELINE_BRIDGE)
 
 
 def declared(subject: str) -> tuple[Stream, str] | None:

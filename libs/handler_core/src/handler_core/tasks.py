@@ -16,14 +16,14 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @asynccontextmanager
-async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` beside the block, and cancel it when the block ends.
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Run `work` beside the block, as the task that it yields, and cancel it when the block ends.
 
     Unlike with a task group, an exception of the block leaves it as it is, in no group; one of `work` is dropped.
     """
     task = asyncio.get_running_loop().create_task(work)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

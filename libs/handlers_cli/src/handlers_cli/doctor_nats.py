@@ -18,6 +18,9 @@ NEARLY_FULL = 0.8
 SESSION_BYTES = 55_000
 """Stored for a second of a live session at 16 kHz: 50 chunks of 640 bytes, their subjects and headers."""
 
+HELD = (streams.STT_MODULE, streams.PIPELINE_BRIDGE)
+"""Consumers whose messages are held for as long as a session or a run lasts, by a worker that goes on pulling."""
+
 
 async def check_nats(settings: NatsSettings, timeout: float) -> list[Finding]:
     """Connect, and if that works look at all that is behind it; never longer than twice `timeout`."""
@@ -102,7 +105,9 @@ async def _stream(api: Api, stream: streams.Stream) -> list[Finding]:
         return [warn(name, f"{text}: dead letters", "look at them: handlers dlq ls")]
     full = 0 < config["max_bytes"] < state["bytes"] / NEARLY_FULL
     if full and config["discard"] == "new":
-        return [warn(name, f"{text}: nearly full, and then refuses", "add workers, or purge what is not needed")]
+        is_held = any(consumer.stream == stream.name for consumer in HELD)
+        fix = "raise its max_bytes: each message is in use" if is_held else "add workers, or purge what is not needed"
+        return [warn(name, f"{text}: nearly full, and then refuses", fix)]
     if stream.name == streams.AI_STT.name:
         return [_audio(name, text, config, full=full)]
     return [ok(name, text)]
@@ -131,6 +136,8 @@ async def _consumer(api: Api, consumer: streams.Consumer) -> list[Finding]:
     if pulls == 0 and running == 0:  # with all its hands full, a worker does not pull
         make = fail if waiting else warn
         return [make(name, f"{text}: no worker is there", START.format(consumer.name))]
+    if pulls == 0 and consumer in HELD:
+        return [warn(name, f"{text}: no worker takes more, or none is there", START.format(consumer.name))]
     return [ok(name, text)]
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from handlers_cli import bench, dlq, sessions, voice_commands
+from handlers_cli import bench, dlq, pipeline_commands, sessions, voice_commands
 from handlers_cli.session import run, settings
 
 app = typer.Typer(
     name="handlers",
-    help="Ask the handlers questions, talk to them, feed them documents, and look after their streams.\n\n"
+    help="Ask the handlers questions, talk to them, feed them documents, run pipelines, and look after the streams.\n\n"
     "Settings come from the environment, under the services' own names: NATS_URL, EMBEDDINGS_URL, MILVUS_URI, …",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -20,6 +20,7 @@ streams_app = typer.Typer(help="Create and compare the JetStream streams and con
 app.add_typer(streams_app, name="streams")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(pipeline_commands.app, name="pipeline")
 app.add_typer(bench.app, name="bench")
 app.command(epilog="Example: [bold]handlers say 'Good morning.' -o morning.wav[/]")(voice_commands.say)
 app.command(epilog="Example: [bold]handlers voices --refresh[/]")(voice_commands.voices)

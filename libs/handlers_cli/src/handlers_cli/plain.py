@@ -42,6 +42,21 @@ def age(seconds: float) -> str:
     return f"{int(seconds // _UNITS[unit])}{unit}"
 
 
+def duration(seconds: float) -> str:
+    """How long, in its two largest units at most: `40ms`, `0.4s`, `42s`, `2m5s`, `1h30m`, `7d`."""
+    if 0 < seconds < 0.1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{max(0.0, seconds):.1f}s".replace(".0s", "s")
+    parts: list[str] = []
+    left = int(seconds)
+    for unit, size in sorted(_UNITS.items(), key=lambda item: -item[1]):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count}{unit}" if count else "")
+    return "".join(parts[:2])
+
+
 def seconds(text: str) -> float:
     """A duration such as `90s`, `15m`, `2h`, `1h30m` or `7d`, in seconds.
 

@@ -19,7 +19,8 @@ from handler_core.connection import Connection
 from handler_core.contract.base import Request
 from handler_core.errors import HandlerError, Transient
 from handler_core.jetstream import MSG_ID, Api, JetStreamError
-from handler_core.streams import AI_EVENTS, STREAM_NOT_FOUND
+from handler_core.pipelines import latest
+from handler_core.streams import AI_EVENTS, AI_PIPELINE, AI_PIPELINE_STATUS, STREAM_NOT_FOUND
 from handlers_cli.letter_view import WAIT
 from handlers_cli.letters import Letter, delete, read
 from handlers_cli.plain import age, printable
@@ -98,6 +99,9 @@ async def refuse_answered(api: Api, letter: Letter, request_id: str) -> None:
         CannotReplay: it is, with what to do about it.
     """
     try:
+        if letter.stream == AI_PIPELINE.name:
+            await _refuse_ended(api, request_id)
+            return
         answer = await api.next(AI_EVENTS.name, f"evt.*.response.{request_id}", 1)
     except JetStreamError as error:
         if error.err_code == STREAM_NOT_FOUND:
@@ -116,6 +120,17 @@ async def refuse_answered(api: Api, letter: Letter, request_id: str) -> None:
         f"its request {request_id} has been answered since, perhaps after an earlier replay; "
         "purge the letter, or use --new-id to have it answered again"
     )
+
+
+async def _refuse_ended(api: Api, request_id: str) -> None:
+    """`refuse_answered` for the trigger of a run."""
+    status = await latest(api, request_id)
+    if status is not None and status.status.final:
+        kept = age(AI_PIPELINE_STATUS.max_age)
+        raise CannotReplay(
+            f"the run of its request {request_id} has ended ({status.status}), and for {kept} from then on its "
+            "trigger is acknowledged without effect; use --new-id to have it run"
+        )
 
 
 async def replay_one(api: Api, sequence: int, options: Options) -> str:

@@ -29,6 +29,8 @@ Observe = Callable[[str, float, str], None]
 `broken` (the connection), `invalid` (the body), `timeout`, `deadline`, `canceled`, `circuit_open`."""
 
 MAX_BODY = 64 * 2**20
+_MAX_URLS = 256
+"""Paths whose URL is kept; most upstreams have a handful, some one for each thing they are asked about."""
 
 
 def new_session(*, limit: int = 256, connect_timeout: float = 5.0) -> aiohttp.ClientSession:
@@ -236,6 +238,8 @@ class Upstream:
         if self._authorization is not None:
             headers["Authorization"] = self._authorization
         if (url := self._urls.get(path)) is None:
+            if len(self._urls) >= _MAX_URLS:
+                self._urls.clear()
             url = self._urls[path] = self._base.joinpath(*path.strip("/").split("/")).with_query(self._base.query)
         if query:
             url = url.update_query(query)
