@@ -2,7 +2,7 @@
 
 Sizes are bytes as a registry stores them (each layer by gzip -6). Start: from the start of the service's process, the
 container runtime's set-up of it included, until `/readyz` says 200; memory: resident, in MiB, two seconds after that
-with every upstream connected, and after the first answered question. Progress goes to stderr.
+with every upstream connected, and after the first answered question or run. Progress goes to stderr.
 """
 
 import argparse
@@ -21,13 +21,14 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from handler_core import streams
+from handler_core import pipelines, streams
 from handler_core.contract.chat import CHAT, ChatRequest
+from handler_core.contract.pipeline import RunStatus, TriggerRequest
 from handler_core.jetstream import Api
 from handler_core.testing import ask, connection, free_port, nats_server, process
 from handler_core.testing_images import Engine, NoEngine, image_name
@@ -35,7 +36,6 @@ from handler_core.testing_milvus import milvus_lite_server
 from handler_core.vectors import Row, VectorStore
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVICE = "chat_handler"
 PATIENCE = 60.0
 SETTLE = 2.0
 """Seconds from ready until memory is read."""
@@ -43,6 +43,9 @@ QUESTION = "How much water does a cactus need?"
 PASSAGE = "A cactus needs water, weekly at most."
 NAIVE = [sys.executable, "-m", "benchmarks.start.naive"]
 PACKAGES = "/dist-packages/"
+CATALOGUE = "pipelines: {ingest: {engine: argo, template: document-ingestion}}\n"
+MOUNT = "MOUNT"
+"""Stands in an environment for a folder that the container needs as well."""
 
 
 class ReportError(Exception):
@@ -105,7 +108,7 @@ def _part(path: str) -> str:
 
 
 @contextmanager
-def surroundings() -> Iterator[dict[str, str]]:
+def models_and_store() -> Iterator[dict[str, str]]:
     """NATS, Milvus Lite with one passage, and models; gives the environment that names them."""
     with ExitStack() as stack:
         nats = stack.enter_context(nats_server())
@@ -121,8 +124,7 @@ def surroundings() -> Iterator[dict[str, str]]:
 
 
 async def _prepare(nats: str, milvus: str, models: str) -> None:
-    async with connection(nats) as nc:
-        await streams.apply(Api(nc))
+    await _provision(nats)
     await asyncio.to_thread(_ready, f"{models}/health", None)
     body = json.dumps({"inputs": [PASSAGE]}).encode()
     request = urllib.request.Request(f"{models}/embed", body, {"Content-Type": "application/json"})
@@ -130,6 +132,32 @@ async def _prepare(nats: str, milvus: str, models: str) -> None:
     async with VectorStore(milvus) as store:
         await store.ensure_collection("documents", len(vector))
         await store.upsert("documents", [Row("cactus", PASSAGE, "plants.md", "hash", {}, vector)])
+
+
+@contextmanager
+def emulated_cluster() -> Iterator[dict[str, str]]:
+    """NATS, a cluster whose runs are done at once, and a catalogue; gives the environment that names them."""
+    with ExitStack() as stack:
+        nats = stack.enter_context(nats_server())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-cluster-")))
+        folder.chmod(0o755)
+        (folder / "pipelines.yaml").write_text(CATALOGUE)
+        kubeconfig, port = folder / "kubeconfig", free_port()
+        at_once = {"PENDING_SECONDS": "0", "RUNNING_SECONDS": "0"}
+        listening = {"HOST": "127.0.0.1", "PORT": str(port), "LOG_LEVEL": "error", **at_once}
+        stack.enter_context(process("local_cluster", listening, "--write-kubeconfig", str(kubeconfig)))
+        asyncio.run(_provision(nats.url))
+        _ready(f"http://127.0.0.1:{port}/version", None)
+        kubeconfig.chmod(0o644)
+        yield {
+            "NATS_URL": nats.url, "HEALTH_HOST": "127.0.0.1", "LOG_LEVEL": "warning", MOUNT: str(folder),
+            "KUBECONFIG": str(kubeconfig), "PIPELINES_FILE": str(folder / "pipelines.yaml"),
+        }  # fmt: skip
+
+
+async def _provision(nats: str) -> None:
+    async with connection(nats) as nc:
+        await streams.apply(Api(nc))
 
 
 def _ready(url: str, running: "subprocess.Popen[Any] | None") -> float:
@@ -158,16 +186,19 @@ def _resident(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def start_image(engine: Engine, image: str, environment: dict[str, str]) -> dict[str, float]:
-    """One start of the image, and one question."""
+def start_image(engine: Engine, image: str, job: "Job", environment: dict[str, str]) -> dict[str, float]:
+    """One start of the image, and one question or run."""
     port = free_port()
-    with engine.running(image, {**environment, "HEALTH_PORT": str(port)}, stderr=subprocess.DEVNULL) as container:
+    variables = {**environment, "HEALTH_PORT": str(port)}
+    folder = variables.pop(MOUNT, None)
+    options = ("--volume", f"{folder}:{folder}:ro") if folder else ()
+    with engine.running(image, variables, options=options, stderr=subprocess.DEVNULL) as container:
         ready = _ready(f"http://127.0.0.1:{port}/readyz", container.process)
         pid = container.pid
         found = {"ready_ms": (ready - _began(pid)) * 1000}
         time.sleep(SETTLE)
         found["idle_mb"] = _resident(pid)
-        asyncio.run(_ask(environment["NATS_URL"]))
+        asyncio.run(job(environment["NATS_URL"]))
         found["answered_mb"] = _resident(pid)
         container.stop()
     return found
@@ -178,6 +209,23 @@ async def _ask(nats: str) -> None:
         answered = await ask(nc, CHAT, "ai.chat.request", ChatRequest(query=QUESTION, request_id=uuid.uuid4().hex))
     if answered.response.degraded or answered.response.error or not answered.response.sources:
         raise ReportError(f"the image answered, but not in full: {answered.response}")
+
+
+async def _run(nats: str) -> None:
+    request = TriggerRequest(pipeline="ingest", request_id=uuid.uuid4().hex)
+    async with connection(nats) as nc:
+        await pipelines.trigger(Api(nc), request)
+        async with aclosing(pipelines.statuses(nc, str(request.request_id))) as statuses:
+            ended = [status async for status in statuses][-1]
+    if ended.status is not RunStatus.SUCCEEDED:
+        raise ReportError(f"the image followed a run, but not to its success: {ended}")
+
+
+Job = Callable[[str], Coroutine[Any, Any, None]]
+SERVICES: dict[str, tuple[Callable[[], AbstractContextManager[dict[str, str]]], Job]] = {
+    "chat_handler": (models_and_store, _ask),
+    "pipeline_bridge": (emulated_cluster, _run),
+}
 
 
 def start_naive(environment: dict[str, str]) -> dict[str, float]:
@@ -197,12 +245,13 @@ def start_naive(environment: dict[str, str]) -> dict[str, float]:
         running.wait()
 
 
-def measure(engine: Engine, image: str, rounds: int) -> dict[str, Any]:
+def measure(engine: Engine, image: str, service: str, rounds: int) -> dict[str, Any]:
     """Medians of interleaved starts; the first of each warms the page cache and does not count."""
     found: dict[str, list[dict[str, float]]] = {"image": [], "naive": []}
+    surroundings, job = SERVICES[service]
     with surroundings() as environment:
         for number in range(rounds + 1):
-            image_start, naive_start = start_image(engine, image, environment), start_naive(environment)
+            image_start, naive_start = start_image(engine, image, job, environment), start_naive(environment)
             if number:
                 found["image"].append(image_start)
                 found["naive"].append(naive_start)
@@ -240,9 +289,12 @@ def show(report: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tools/image_report.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="starts of each, interleaved; 0: sizes only (default: 5)")
+    parser.add_argument(
+        "--service", choices=SERVICES, default="chat_handler", help="whose image (default: chat_handler)"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    image = image_name(SERVICE)
+    image = image_name(arguments.service)
     try:
         engine = Engine.find()
         if engine.inspect(image) is None:
@@ -252,7 +304,7 @@ def main() -> int:
         report: dict[str, Any] = {"image": image, "layers": found}
         report |= {key: sum(layer[key] for layer in found) for key in ("installed", "gzip")}
         if arguments.rounds:
-            report["starts"] = measure(engine, image, arguments.rounds)
+            report["starts"] = measure(engine, image, arguments.service, arguments.rounds)
     except (ReportError, NoEngine) as error:
         print(f"image-report: {error}", file=sys.stderr)
         return 1
@@ -260,7 +312,7 @@ def main() -> int:
         print("\nimage-report: interrupted; what it started has been ended", file=sys.stderr)
         return 130
     show(report)
-    path = ROOT / "build" / "images" / f"{SERVICE}.json"
+    path = ROOT / "build" / "images" / f"{arguments.service}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     say(f"wrote {path.relative_to(ROOT)}")

@@ -95,7 +95,7 @@ async def _before(nc: Connection, request_id: str, name: str) -> PipelineStatus 
         return None
     if status.pipeline not in ("", name):
         raise InvalidRequest(f"--request-id {request_id}: is that of a run of {printable(status.pipeline)}")
-    err.print(f"{request_id} was triggered before, and is {status.status}; nothing is run once more", markup=False)
+    err.print(f"{request_id} was triggered before ({status.status}); nothing is run once more", markup=False)
     return status
 
 
@@ -211,7 +211,7 @@ async def _queued(api: Api, request_id: str) -> bool:
 async def _followed(nc: Connection, request_id: str, *, json: bool, canceled: bool = False) -> PipelineStatus:
     """Show a run until it has ended; returns its final status."""
     began = asyncio.Event()
-    view = RunView(json=json)
+    view = RunView(json=json, wanted=RunStatus.CANCELED if canceled else RunStatus.SUCCEEDED)
     with _going_on(request_id, canceled=canceled):
         async with background(_explain(nc, request_id, began)), aclosing(statuses(nc, request_id)) as items:
             with view:

@@ -31,11 +31,17 @@ STAGES = {
 
 
 class RunView:
-    """Shows statuses while it is entered; with `json` each as one JSON object a line, and nothing else."""
+    """Shows statuses while it is entered.
 
-    def __init__(self, *, json: bool = False) -> None:
+    Args:
+        json: each as one JSON object a line, and nothing else on stdout.
+        wanted: the final state that is no failure.
+    """
+
+    def __init__(self, *, json: bool = False, wanted: RunStatus = RunStatus.SUCCEEDED) -> None:
         self.last: PipelineStatus | None = None
         self._json = json
+        self._wanted = wanted
         self._first = 0.0
         self._entered = time.time()
         self._spinner = Spinner("dots")
@@ -65,7 +71,7 @@ class RunView:
         line = Text(f"{duration(self._elapsed(status)):>7}  ")
         line.append_text(_state(status))
         placed = before is not None and before.run_id == status.run_id
-        parts = [status.raw_status, "" if placed else _place(status), _message(status)]
+        parts = [status.raw_status, "" if placed else _place(status), self._message(status)]
         line.append("  " + "  ".join(printable(part) for part in parts if part))
         line.rstrip()
         out.print(line)
@@ -80,7 +86,7 @@ class RunView:
         ]
         if spent and not self._json:
             out.print(", ".join(spent), style="dim")
-        if status.error is not None:
+        if status.error is not None and status.status != self._wanted:
             print_error(status.error)
         if status.available_pipelines is not None:
             err.print(f"there are: {', '.join(map(printable, status.available_pipelines)) or 'none'}", markup=False)
@@ -89,6 +95,11 @@ class RunView:
         """Seconds from the trigger to a status, by the clock of who told it."""
         total = status.timings.get("total_ms")
         return status.timestamp - self._first if total is None else total / 1000
+
+    def _message(self, status: PipelineStatus) -> str:
+        """What is said of it, unless that is the error, which has a line of its own."""
+        told = status.error is not None and status.message in status.error.message and status.status != self._wanted
+        return "" if told else status.message
 
     def _moving(self) -> Spinner:
         status = self.last
@@ -110,8 +121,3 @@ def _place(status: PipelineStatus) -> str:
     """Where the engine has the run."""
     path = "/".join(filter(None, (status.namespace, status.run_id)))
     return f"{status.engine} {path}" if status.run_id else ""
-
-
-def _message(status: PipelineStatus) -> str:
-    """What is said of it, unless that is the error, which has a line of its own."""
-    return "" if status.error is not None and status.message in status.error.message else status.message

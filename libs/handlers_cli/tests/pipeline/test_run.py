@@ -215,7 +215,7 @@ async def test_an_id_that_was_used_shows_its_run_and_starts_none(
     await run_pipeline(config, NAME, options())
     again = capsys.readouterr()
     assert again.out == first
-    assert "r1 was triggered before, and is succeeded; nothing is run once more" in again.err
+    assert "r1 was triggered before (succeeded); nothing is run once more" in again.err
     assert len(bridge.seen) == 1
 
 
@@ -445,7 +445,8 @@ async def test_a_run_is_canceled_and_watched_to_its_end(
     await cancel_run(config, "r1", "wrong documents", wait=True)
     said = capsys.readouterr()
     assert [line.split()[1] for line in said.out.splitlines()[:2]] == ["submitted", "canceled"]
-    assert said.err == "error: canceled: wrong documents\n"
+    assert "canceled   Canceled  canceled: wrong documents" in said.out
+    assert said.err == ""
     (message,) = await stored(nc, "AI_CONTROL", "ai.turn.cancel.r1")
     assert decode(message.data, CancelRequest).reason == "wrong documents"
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from handler_core import tracing
 from handler_core.answer import writable
+from handler_core.clients.failures import UpstreamError
 from handler_core.codec import encode, unpack, validate
 from handler_core.context import Context
 from handler_core.contract.errors import ErrorType
@@ -302,7 +303,8 @@ async def _retried(call: Callable[[], Awaitable[T]], ctx: Context[None], event: 
         try:
             return await call()
         except HandlerError as error:
-            if not (error.retryable or keep_on) or isinstance(error, Abandoned):
+            refused = isinstance(error, UpstreamError) and error.status == 401  # our token's fault, and no trigger's
+            if not (error.retryable or refused or keep_on) or isinstance(error, Abandoned):
                 raise
             failures += 1
             delay = RETRY.retry_delay(min(failures, 16), error.retry_after)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
-_PACKAGES = ("kubernetes_asyncio", "kubernetes_asyncio.client", "kubernetes_asyncio.client.models")
+_PACKAGES = ("kubernetes_asyncio", "kubernetes_asyncio.client")
 
 
 class Kubernetes(NamedTuple):
@@ -32,6 +32,8 @@ def load() -> Kubernetes:
         for name in _PACKAGES:
             _put(name)
         client = sys.modules["kubernetes_asyncio.client"]
+        # Looked into for the class of an answer, of which there is none here; its files need not be there at all.
+        client.models = sys.modules[f"{client.__name__}.models"] = ModuleType(f"{client.__name__}.models")  # type: ignore[attr-defined]
         with _left_out():
             for module, name in (("configuration", "Configuration"), ("api_client", "ApiClient")):
                 setattr(client, name, getattr(importlib.import_module(f"{client.__name__}.{module}"), name))
