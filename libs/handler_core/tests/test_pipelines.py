@@ -14,6 +14,7 @@ from handler_core.contract.errors import ErrorInfo, ErrorType
 from handler_core.contract.pipeline import (
     LIST_SUBJECT,
     STORED_STATUS_SUBJECT,
+    USER_LIST_SUBJECT,
     PipelinesRequest,
     PipelinesResponse,
     PipelineStatus,
@@ -255,7 +256,8 @@ async def serve(nc: Connection, response: PipelinesResponse | None) -> list[Pipe
         if response is not None:
             await nc.publish(message.reply, encode(response))
 
-    await nc.subscribe(LIST_SUBJECT, cb=answer)
+    for subject in (LIST_SUBJECT, USER_LIST_SUBJECT.format(user="alice")):
+        await nc.subscribe(subject, cb=answer)
     assert await nc.responds(5)
     return asked
 

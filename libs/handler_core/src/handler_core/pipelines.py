@@ -15,6 +15,7 @@ from handler_core.contract.pipeline import (
     STATUS_SUBJECT,
     STORED_STATUS_SUBJECT,
     TRIGGER_SUBJECT,
+    USER_LIST_SUBJECT,
     USER_TRIGGER_SUBJECT,
     PipelinesRequest,
     PipelinesResponse,
@@ -155,12 +156,13 @@ async def catalogue(nc: Connection, user: str | None = None, *, timeout: float =
         HandlerError: what was answered went wrong.
     """
     request = validate({"user_id": user}, PipelinesRequest)
+    subject = LIST_SUBJECT if user is None else USER_LIST_SUBJECT.format(user=user)
     try:
-        reply = await nc.request(LIST_SUBJECT, encode(request), timeout=timeout)
+        reply = await nc.request(subject, encode(request), timeout=timeout)
     except nats.errors.NoRespondersError:
-        raise Transient(f"nobody answers on {LIST_SUBJECT}: no pipeline_bridge is running") from None
+        raise Transient(f"nobody answers on {subject}: no pipeline_bridge is running") from None
     except (nats.errors.TimeoutError, TimeoutError):
-        raise Transient(f"no answer on {LIST_SUBJECT} within {timeout:g} s") from None
+        raise Transient(f"no answer on {subject} within {timeout:g} s") from None
     response = decode(reply.data, PipelinesResponse)
     if response.error is not None:
         raise from_info(response.error)

@@ -16,6 +16,7 @@ from handler_core.contract.errors import ErrorInfo, ErrorType
 from handler_core.contract.pipeline import (
     LIST_SUBJECT,
     STORED_STATUS_SUBJECT,
+    USER_LIST_SUBJECT,
     ParameterInfo,
     PipelineInfo,
     PipelinesRequest,
@@ -133,7 +134,8 @@ async def bridge(nats: NatsServer, nc: Connection) -> AsyncIterator[FakeBridge]:
         fake = FakeBridge(own)
         for subject in streams.AI_PIPELINE.subjects:
             await own.subscribe(subject, cb=fake.take)
-        await own.subscribe(LIST_SUBJECT, cb=fake.list)
+        for subject in (LIST_SUBJECT, USER_LIST_SUBJECT.format(user="*")):
+            await own.subscribe(subject, cb=fake.list)
         await own.subscribe("ai.turn.cancel.*", cb=fake.cancel)
         assert await own.responds(5)
         yield fake

@@ -23,12 +23,12 @@ from handler_core.contract.base import Message
 from handler_core.contract.pipeline import STORED_STATUS_SUBJECT, PipelineStatus, RunStatus
 from handler_core.errors import Abandoned, Transient
 from handler_core.jetstream import EXPECTED_LAST, MSG_ID, WRONG_LAST_SEQUENCE, Api, JetStreamError, Stored
+from handler_core.pipelines import RECORD_SUBJECT
 from handler_core.streams import AI_PIPELINE, AI_PIPELINE_STATUS
 from pipeline_bridge.engine import Run
 
 log = structlog.get_logger("pipeline_bridge.log")
 
-RECORD_SUBJECT: Final = "evt.pipeline.run.{request_id}"
 SOURCE: Final = "Run-Source"
 """Header: the identity of the trigger's message."""
 ATTEMPT: Final = "Run-Attempt"

@@ -158,7 +158,7 @@ async def trigger(delivery: Delivery, ctx: Context[Clients]) -> None:
     await ctx.clients.bridge.process(delivery)
 
 
-@service.replies("list", contract.LIST_SUBJECT, response=PipelinesResponse)
+@service.replies("list", contract.LIST_SUBJECT, contract.USER_LIST_SUBJECT, response=PipelinesResponse)
 async def list_pipelines(request: PipelinesRequest, ctx: Context[Clients]) -> PipelinesResponse:
     catalogue = ctx.clients.catalogue
     return PipelinesResponse(pipelines=catalogue.pipelines(request.user_id), problem=catalogue.problem)

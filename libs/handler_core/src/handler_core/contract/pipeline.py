@@ -20,6 +20,7 @@ STATUS_SUBJECT = "ai.pipeline.status.{request_id}"
 STORED_STATUS_SUBJECT = "evt.pipeline.status.{request_id}"
 """Where a status is written, and stored; readers listen to `STATUS_SUBJECT`, as the stream republishes it."""
 LIST_SUBJECT = "ai.pipeline.list"
+USER_LIST_SUBJECT = "ai.pipeline.user.{user}.list"
 
 
 class RunStatus(StrEnum):
