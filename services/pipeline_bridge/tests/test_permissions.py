@@ -1,4 +1,4 @@
-"""The permissions that docs/pipelines.md shows: enough for all that the bridge does; a client can act as itself only."""
+"""The permissions that docs/pipelines.md shows: enough for all that the bridge does, and for a client to be itself."""
 
 import uuid
 from collections.abc import AsyncIterator, Iterator

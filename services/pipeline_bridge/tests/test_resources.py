@@ -364,7 +364,7 @@ async def test_a_version_too_old_within_the_watch_is_listed_afresh(runs: Runs, c
         with resources.follow("a") as changes:
             await expect(changes, "a", "Pending")
             await runs.watched()
-            assert 'pipeline_bridge_watched_runs{resource="workflows",namespace="argo"} 1' in metrics.render()
+            assert 'handler_pipeline_runs_watched{resource="workflows",namespace="argo"} 1' in metrics.render()
             runs.move("a", "Running")
             await expect(changes, "a", "Running")
             runs.running.store.compact(watches=True)

@@ -90,7 +90,7 @@ class Resources:
         self._listed = asyncio.Event()
         if metrics:
             text = "Runs that are followed by watching their resources."
-            metrics.gauge("pipeline_bridge_watched_runs", text, lambda: len(self._followed), **self._what)
+            metrics.gauge("handler_pipeline_runs_watched", text, lambda: len(self._followed), **self._what)
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Make an object, and give what it has become.
@@ -285,7 +285,7 @@ class Resources:
         if self._metrics:
             labels = {**self._what, "outcome": error.outcome if isinstance(error, UpstreamError) else error.type.value}
             help = "Failures of following runs by watching their resources; each is mended by a new list."
-            self._metrics.counter("pipeline_bridge_watch_failures_total", help, **labels).value += 1
+            self._metrics.counter("handler_pipeline_watch_failures_total", help, **labels).value += 1
 
     async def _pause(self, failures: int, error: HandlerError | None = None) -> None:
         backoff = self._backoff
