@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the message loop against its peers, how soon a handler is ready, chat turns, and voice."""
+"""`python -m benchmarks`: the message loop against its peers, the start of a handler, turns, voice, and pipelines."""
 
 import argparse
 import asyncio
@@ -8,6 +8,7 @@ import signal
 import sys
 
 from benchmarks.loop import compare
+from benchmarks.pipelines import compare as pipelines
 from benchmarks.processes import BUILD, BenchmarkError, say
 from benchmarks.start import measure
 from benchmarks.turns import compare as turns
@@ -19,7 +20,11 @@ LEAST_ROUNDS = 5
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "which", nargs="?", choices=["all", "loop", "start", "turns", "voice"], default="all", help="default: all"
+        "which",
+        nargs="?",
+        choices=["all", "loop", "start", "turns", "voice", "pipelines"],
+        default="all",
+        help="default: all",
     )
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--messages", type=int, default=compare.MESSAGES, help="stored messages (default: %(default)s)")
@@ -52,6 +57,8 @@ async def main(arguments: argparse.Namespace) -> None:
             write("voice.json", found, arguments.rounds)
         elif arguments.which == "voice":
             raise BenchmarkError("nothing of voice was measured")
+    if arguments.which in ("all", "pipelines"):
+        write("pipelines.json", await pipelines.run(arguments.rounds), arguments.rounds)
 
 
 def write(name: str, result: dict[str, object], rounds: int) -> None:

@@ -13,9 +13,11 @@ RUN ${PYTHON} /build/root_of_base.py /root-of-image \
 
 FROM scratch
 COPY --from=python /root-of-image /
-# Pydantic otherwise reads what every installed package declares, in search of plugins, before the first model is made.
+# Pydantic otherwise reads what every installed package declares, in search of plugins, before the first model is made;
+# and where time zones are, of which there are none, would be looked up among all that Python was built with.
 ENV GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/etc/ssl/certs/ca-certificates.crt \
-    PYDANTIC_DISABLE_PLUGINS=__all__
+    PYDANTIC_DISABLE_PLUGINS=__all__ \
+    PYTHONTZPATH=/usr/share/zoneinfo
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["/usr/bin/python3"]

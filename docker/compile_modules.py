@@ -1,17 +1,21 @@
 """Turns modules into bytecode that is loaded as it is: no source beside it, no time stamp to check.
 
 What nobody reads in a container and every process would hold is left out: docstrings, and annotations of functions that
-have no decorator (those of classes make dataclasses and models, and stay; so do assertions). Tracebacks still name
-files, lines and functions. With `--keep-sources` they show the text of the lines as well, and annotations stay: what
-our own handlers take is told by theirs.
+have no decorator (those of classes make dataclasses and models, and stay; so do assertions), the columns that code
+came from, and the search for a package's own version. Tracebacks still name files, lines and functions. With
+`--keep-sources` all is kept but docstrings: tracebacks show the text of the lines as well, and what our own handlers
+take is told by their annotations.
 """
 
 import argparse
 import ast
+import importlib.metadata
 import importlib.util
 import marshal
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 
 UNCHECKED = (0b01).to_bytes(4, "little")
 """Bytecode that belongs to a source by its hash, which is not compared when it is loaded. Source: PEP 552."""
@@ -28,9 +32,11 @@ def main() -> None:
 
 def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
     """Compile every module in `folder`, a path in the image whose files are in `root`."""
-    for source in sorted((root / folder.relative_to("/")).rglob("*.py")):
+    place = root / folder.relative_to("/")
+    versions = {found.name: found.version for found in importlib.metadata.distributions(path=[str(place)])}
+    for source in sorted(place.rglob("*.py")):
         try:
-            compile_module(source, "/" + str(source.relative_to(root)), keep_sources)
+            compile_module(source, "/" + str(source.relative_to(root)), versions, keep_sources)
         except SyntaxError as error:  # a module for another version of Python
             if keep_sources:  # our own code: there is none that may be left out
                 raise
@@ -38,10 +44,12 @@ def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
             source.unlink()
 
 
-def compile_module(source: Path, name: str, keep_source: bool) -> None:
+def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_source: bool) -> None:
     text = source.read_bytes()
-    tree = Bare(keep_annotations=keep_source).visit(ast.parse(text, name))
+    tree = Bare(versions, keep_annotations=keep_source).visit(ast.parse(text, name))
     code = compile(tree, name, "exec", dont_inherit=True, optimize=0)
+    if not keep_source:
+        code = without_columns(code)
     bytecode = Path(importlib.util.cache_from_source(source)) if keep_source else source.with_suffix(".pyc")
     bytecode.parent.mkdir(exist_ok=True)
     bytecode.write_bytes(
@@ -51,11 +59,64 @@ def compile_module(source: Path, name: str, keep_source: bool) -> None:
         source.unlink()
 
 
-class Bare(ast.NodeTransformer):
-    """Removes docstrings and, unless told to keep them, annotations of functions."""
+def without_columns(code: CodeType) -> CodeType:
+    """The same code, of whose places only lines are known."""
+    constants = tuple(without_columns(each) if isinstance(each, CodeType) else each for each in code.co_consts)
+    return code.replace(co_consts=constants, co_linetable=b"".join(_line_table(code)))
 
-    def __init__(self, *, keep_annotations: bool) -> None:
+
+def _line_table(code: CodeType) -> Iterator[bytes]:
+    """Which instructions belong to which line; an entry has 8 at most. Source: CPython, `code_location_info_generator`,
+    `InternalDocs/code_objects.md`: kind 13 is a line without columns, kind 15 none."""
+    before = code.co_firstlineno
+    lines: list[tuple[int, int | None]] = []
+    for start, end, line in code.co_lines():
+        length = (end - start) // 2
+        if lines and lines[-1][1] == line:
+            length += lines.pop()[0]
+        lines.append((length, line))
+    for length, line in lines:
+        for done in range(0, length, 8):
+            size = min(length - done, 8) - 1
+            if line is None:
+                yield bytes([0x80 | 15 << 3 | size])
+            else:
+                yield bytes([0x80 | 13 << 3 | size]) + _number(line - before)
+                before = line
+
+
+def _number(value: int) -> bytes:
+    """A signed number, 6 bits a byte, the lowest first, the sign below them all."""
+    left = -value << 1 | 1 if value < 0 else value << 1
+    found = bytearray()
+    while left >= 0x40:
+        found.append(0x40 | left & 0x3F)
+        left >>= 6
+    return bytes([*found, left])
+
+
+class Bare(ast.NodeTransformer):
+    """Removes docstrings and, unless told to keep them, annotations of functions; answers what version a package is.
+
+    Args:
+        versions: by the packages' names.
+    """
+
+    def __init__(self, versions: Mapping[str, str], *, keep_annotations: bool) -> None:
+        self.versions = versions
         self.keep_annotations = keep_annotations
+
+    def visit_Try(self, node: ast.Try) -> ast.AST:
+        """Where a module asks for a version when it is imported, in `try` as it may not be installed, a tenth of a
+        process would be loaded to find it: parsers of mail and archives."""
+        match node.body:
+            case [
+                ast.ImportFrom(module="importlib.metadata", names=[ast.alias(name="version", asname=None)]),
+                ast.Assign(value=ast.Call(func=ast.Name("version"), args=[ast.Constant(name)], keywords=[])) as asked,
+            ] if name in self.versions:
+                asked.value = ast.copy_location(ast.Constant(self.versions[name]), asked.value)
+                return asked
+        return self.generic_visit(node)
 
     def undocumented(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         self.generic_visit(node)

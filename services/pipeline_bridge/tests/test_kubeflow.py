@@ -270,7 +270,7 @@ async def test_what_another_bridge_creates_a_moment_later_is_seen(
         submitted = tasks.create_task(kubeflow.submit(run()))
         await cluster.kubeflow.until(run_name("ask", "r1"))
         [mine] = cluster.kubeflow.runs.values()
-        named = {"display_name": mine["display_name"]}
+        named = {name: mine[name] for name in ("display_name", "description")}
         other = cluster.kubeflow.create({**named, "pipeline_version_reference": mine["pipeline_version_reference"]})
         cluster.kubeflow.runs[other["run_id"]]["created_at"] = "2020-01-01T00:00:00Z"
     assert submitted.result().run_id == other["run_id"]
@@ -282,6 +282,7 @@ async def test_the_oldest_of_several_runs_stays(kubeflow: Kubeflow, cluster: Run
     for created in ("2026-01-01T00:00:01Z", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5Z", ""):
         body = {
             "display_name": run_name("ask", "r1"),
+            "description": "Request r1",
             "pipeline_version_reference": {"pipeline_id": cluster.kubeflow.pipeline_id("rag-query")},
         }
         ids.append(cluster.kubeflow.create(body)["run_id"])
@@ -294,6 +295,16 @@ async def test_the_oldest_of_several_runs_stays(kubeflow: Kubeflow, cluster: Run
     described = await kubeflow.describe(run())
     assert described is not None
     assert described.run_id == ids[1]
+
+
+async def test_a_run_that_somebody_else_named_so_is_left_alone(kubeflow: Kubeflow, cluster: RunningCluster) -> None:
+    body = {
+        "display_name": run_name("ask", "r1"),
+        "pipeline_version_reference": {"pipeline_id": cluster.kubeflow.pipeline_id("rag-query")},
+    }
+    other = cluster.kubeflow.create(body)["run_id"]
+    assert (await kubeflow.submit(run())).run_id != other
+    assert cluster.kubeflow.runs[other]["state"] == "PENDING"
 
 
 async def test_another_name_in_other_letters_is_another_run(kubeflow: Kubeflow, cluster: RunningCluster) -> None:

@@ -241,7 +241,7 @@ async def test_what_happens_between_making_a_run_and_following_it_is_not_lost(ru
     assert GET not in runs.calls
 
 
-async def test_a_run_taken_over_while_others_are_followed_is_looked_at(runs: Runs, cluster: Cluster) -> None:
+async def test_a_run_taken_over_while_others_are_followed_is_known_already(runs: Runs, cluster: Cluster) -> None:
     runs.make("a", "Running")
     runs.make("other")
     async with serving(workflows(cluster)) as resources:
@@ -250,11 +250,11 @@ async def test_a_run_taken_over_while_others_are_followed_is_looked_at(runs: Run
             await runs.watched()
             with resources.follow("a") as changes:
                 await expect(changes, "a", "Running")
-    assert runs.calls == {LIST: 1, GET: 1, WATCH: 1}
+    assert runs.calls == {LIST: 1, WATCH: 1}
 
 
-async def test_looking_at_a_run_is_tried_again_after_a_failure(runs: Runs, cluster: Cluster) -> None:
-    runs.make("a")
+async def test_looking_at_a_run_that_has_ended_is_tried_again_after_a_failure(runs: Runs, cluster: Cluster) -> None:
+    runs.make("a", "Succeeded")
     runs.make("other")
     async with serving(workflows(cluster)) as resources:
         with resources.follow("other") as other:
@@ -262,11 +262,11 @@ async def test_looking_at_a_run_is_tried_again_after_a_failure(runs: Runs, clust
             await runs.watched()
             runs.faults.add(status=503, times=2, match={"path": "/workflows/a$"})
             with resources.follow("a") as changes:
-                await expect(changes, "a", "Pending")
+                await expect(changes, "a", "Succeeded")
     assert runs.calls[GET] == 3
 
 
-async def test_runs_of_others_are_neither_listed_nor_kept(runs: Runs, cluster: Cluster) -> None:
+async def test_runs_of_other_bridges_are_known_and_those_of_others_are_not(runs: Runs, cluster: Cluster) -> None:
     foreign = manifest("foreign", "Running")
     foreign["metadata"]["labels"] = {}
     runs.running.store.create(WORKFLOWS, "argo", foreign)
@@ -279,8 +279,11 @@ async def test_runs_of_others_are_neither_listed_nor_kept(runs: Runs, cluster: C
             runs.move("ours", "Running")
             runs.move("followed", "Running")
             await expect(changes, "followed", "Running")
-            assert set(resources._known) == {"followed"}
-    assert resources._known == {}
+            assert set(resources._known) == {"followed", "ours"}
+            runs.move("ours", "Succeeded")
+            runs.move("followed", "Succeeded")
+            await expect(changes, "followed", "Succeeded")
+    assert "followed" not in resources._known
 
 
 async def test_what_is_kept_of_runs_that_nobody_follows_is_bounded(
@@ -349,7 +352,7 @@ async def test_a_change_missed_while_the_watch_is_disturbed_is_found(
 )
 async def test_a_list_that_fails_is_tried_again(runs: Runs, cluster: Cluster, fault: dict[str, Any]) -> None:
     runs.make("a")
-    runs.faults.add(**fault, times=3, match={"watch": False})
+    runs.faults.add(**fault, times=3, match={"watch": False, "path": "/workflows$"})
     async with serving(workflows(cluster)) as resources:
         with resources.follow("a") as changes:
             await expect(changes, "a", "Pending")

@@ -1,4 +1,4 @@
-"""kubernetes-asyncio without its model files, each time in a process of its own: what is imported is global."""
+"""kubernetes-asyncio's loaders without the rest of it, each time in a process of its own: what is imported is global."""
 
 import subprocess
 import sys
@@ -30,27 +30,13 @@ asyncio.run(main())
 """
 
 
-def test_no_model_and_no_api_group_is_loaded_to_connect() -> None:
-    told = "print(*sys.modules); print(*dir(sys.modules['kubernetes_asyncio.client.models']))"
-    loaded, models = (line.split() for line in python(CONNECTED + told).splitlines())
-    assert "kubernetes_asyncio.client.api_client" in loaded
-    for left_out in ("kubernetes_asyncio.client.models.", "kubernetes_asyncio.client.api.", "urllib3", "dateutil"):
-        assert not [name for name in loaded if name.startswith(left_out)]
-    for left_out in ("kubernetes_asyncio.client.api", "kubernetes_asyncio.watch", "multiprocessing.pool"):
-        assert left_out not in loaded
-    assert not [name for name in models if name.startswith("V1")]
-
-
-def test_what_is_left_out_can_be_imported_by_others_afterwards() -> None:
-    code = """
-from pipeline_bridge import slim
-slim.load()
-from multiprocessing.pool import ThreadPool
-from dateutil.parser import parse
-import urllib3
-print(ThreadPool.__name__, parse("2020-02-02").year, urllib3.util.make_headers(basic_auth="a:b"))
-"""
-    assert python(code) == "ThreadPool 2020 {'authorization': 'Basic YTpi'}"
+def test_nothing_but_the_loaders_is_loaded_to_connect() -> None:
+    loaded = python(CONNECTED + "print(*sys.modules)").split()
+    assert "kubernetes_asyncio.config.kube_config" in loaded
+    library = {name.split(".")[1] for name in loaded if name.startswith("kubernetes_asyncio.")}
+    assert library == {"client", "config"}
+    left_out = ("kubernetes_asyncio.client.", "urllib3", "dateutil", "six", "multiprocessing")
+    assert not [name for name in loaded if name.startswith(left_out)]
 
 
 def test_the_library_that_was_imported_before_is_used_as_it_is() -> None:
@@ -59,16 +45,40 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import kubernetes_asyncio
-from kubernetes_asyncio import client
+from kubernetes_asyncio import client, config
 from pipeline_bridge import slim
-library = slim.load()
-print(library.ApiClient is client.ApiClient, library.Configuration is client.Configuration, hasattr(client, "V1Pod"))
+print(slim.loaders() is config, hasattr(client, "V1Pod"))
 """
-    assert python(code) == "True True True"
+    connected = "print('connected')"
+    assert python(f"{code}\n{CONNECTED}\n{connected}") == "True True\nconnected"
 
 
 def test_loading_twice_gives_the_same() -> None:
-    assert python("from pipeline_bridge import slim; print(slim.load() == slim.load())") == "True"
+    assert python("from pipeline_bridge import slim; print(slim.loaders() is slim.loaders())") == "True"
+
+
+def test_what_is_left_out_says_so() -> None:
+    code = """
+import asyncio, json, tempfile
+from pipeline_bridge import slim
+
+async def main():
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump({
+            "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+        }, file)
+        file.flush()
+        await slim.loaders().new_client_from_config(file.name)
+
+try:
+    asyncio.run(main())
+except RuntimeError as error:
+    print(error)
+"""
+    assert python(code).startswith("left out of kubernetes-asyncio here")
 
 
 def test_without_the_library_the_error_says_what_to_install() -> None:
@@ -80,7 +90,7 @@ spec = importlib.util.spec_from_file_location("slim", SOURCE)
 slim = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(slim)
 try:
-    slim.load()
+    slim.loaders()
 except ModuleNotFoundError as error:
     print(error.name, "install" in str(error))
 """

@@ -162,16 +162,20 @@ class Service(Generic[S]):
 
     def main(self, argv: list[str] | None = None) -> None:
         """Run as a process until SIGTERM or SIGINT; a wrong setting or a lost connection ends it with an error."""
-        parser = argparse.ArgumentParser(prog=f"python -m {self.name}", description=f"The {self.name} service.")
-        parser.add_argument("--print-config", action="store_true", help="show the effective settings and exit")
-        arguments = parser.parse_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        print_config = bool(argv) and self._parsed(argv).print_config  # a parser takes half a megabyte
         settings = load_or_exit(self.settings)
-        if arguments.print_config:
+        if print_config:
             print(printable(settings))
             return
         logs.configure(settings, self.name)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             sys.exit(runner.run(self._run_process(settings)))
+
+    def _parsed(self, argv: list[str]) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(prog=f"python -m {self.name}", description=f"The {self.name} service.")
+        parser.add_argument("--print-config", action="store_true", help="show the effective settings and exit")
+        return parser.parse_args(argv)
 
     async def _run_process(self, settings: S) -> int:
         stop = asyncio.Event()

@@ -8,9 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 GARBAGE = b'\x00\xff}{"type": nonsense <html>\n'
 
 
+def is_set(value: str | None) -> bool:
+    """A flag of a query, as the API server reads one: what is there is true, unless it is `false` or `0`."""
+    return value is not None and value.lower() not in ("false", "0")
+
+
 def is_watch(request: web.Request) -> bool:
     """Whether it is a watch of the Kubernetes API."""
-    return request.method == "GET" and request.query.get("watch") in ("true", "1")
+    return request.method == "GET" and is_set(request.query.get("watch"))
 
 
 class Match(BaseModel):

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from local_cluster.body import body_of
+from local_cluster.fault import is_set
 from local_cluster.history import Event, Watch
 from local_cluster.pages import Query, whole
 from local_cluster.resources import Resource
@@ -42,7 +43,7 @@ class Watching:
         self._since = whole(query, "resourceVersion")
         self._timeout = whole(query, "timeoutSeconds") or random.uniform(1800, 3600)
         self._bookmark_interval = math.inf
-        if query.get("allowWatchBookmarks") in ("true", "1"):
+        if is_set(query.get("allowWatchBookmarks")):
             self._bookmark_interval = bookmark_interval
 
     async def serve(self, request: web.Request, *, expired_as_status: bool) -> web.StreamResponse:

@@ -53,9 +53,11 @@ class Workflows(Controller):
             strategy = self._setting(found, "ttlStrategy") or {}
             seconds = strategy.get(_TTL[phase], strategy.get("secondsAfterCompletion"))
             return None if seconds is None else self._deletion(found, seconds)
+        if spec.get("suspend"):
+            return None  # the controller does not look at it, not even to stop it
         if (shutdown := spec.get("shutdown")) and self._obeys(name):
             return self._step(found, 0, "Failed", f"Stopped with strategy '{shutdown}'")
-        if self._held(name) or spec.get("suspend"):
+        if self._held(name):
             return None
         match phase:
             case "" if problem := self._problem(found):

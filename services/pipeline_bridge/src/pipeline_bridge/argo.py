@@ -1,7 +1,10 @@
 """Argo Workflows: a run is a Workflow made from a WorkflowTemplate."""
 
+import time
 from typing import Final
 from urllib.parse import quote
+
+import structlog
 
 from handler_core.clients.failures import UpstreamError
 from handler_core.telemetry import Metrics
@@ -12,8 +15,14 @@ from pipeline_bridge.engine import Observed, Run
 from pipeline_bridge.manifests import Object
 from pipeline_bridge.resource_engine import ResourceEngine
 
+log = structlog.get_logger("pipeline_bridge.argo")
+
 _STOP: Final = "Stop"
 """The strategy that still runs exit handlers."""
+ASK_FOR: Final = 600.0
+"""Seconds for which an Argo server that fails is asked for a workflow that is gone; then how it ended is unknown."""
+_TERMINATE: Final = "Terminate"
+"""The one that a workflow obeys although the controller's `parallelism` keeps it waiting."""
 
 
 class Argo(ResourceEngine):
@@ -32,12 +41,13 @@ class Argo(ResourceEngine):
         cluster: Cluster,
         *,
         server: Api | None = None,
-        poll_interval: float = 60.0,
+        poll_interval: float = 300.0,
         stall_timeout: float = 90.0,
         metrics: Metrics | None = None,
     ) -> None:
         super().__init__(cluster, poll_interval=poll_interval, stall_timeout=stall_timeout, metrics=metrics)
         self._server = server
+        self._unanswered: dict[str, float] = {}
 
     def manifest(self, run: Run) -> Object:
         return manifests.workflow(run)
@@ -46,7 +56,15 @@ class Argo(ResourceEngine):
         return states.of_workflow(resource)
 
     def stop(self, resource: Object) -> Object:
-        return {} if (resource.get("spec") or {}).get("shutdown") else {"shutdown": _STOP}
+        """Stopped, its exit handlers run; terminated, where it still waits for its turn. One that is suspended is
+        resumed as well, or its controller would not look at it."""
+        spec = resource.get("spec") or {}
+        waits = (resource.get("status") or {}).get("phase", "") in ("", "Pending")
+        strategy = _TERMINATE if waits else _STOP
+        change: Object = {} if spec.get("shutdown") in (_TERMINATE, strategy) else {"shutdown": strategy}
+        if spec.get("suspend"):
+            change["suspend"] = None
+        return change
 
     async def lost(self, namespace: str, name: str) -> Observed | None:
         """How a workflow ended, from the Argo server, which looks into its archive by itself."""
@@ -56,11 +74,21 @@ class Argo(ResourceEngine):
             found = await self._server.get(f"/api/v1/workflows/{quote(namespace)}/{quote(name)}")
             ended = self.observe(found)
         except UpstreamError as error:
-            if error.status == 404:
+            if error.status == 404 or self._given_up(f"{namespace}/{name}", error):
                 return None
             raise
         except (KeyError, TypeError, AttributeError):
             raise self._server.nonsense("a workflow that is none") from None
+        self._unanswered.pop(f"{namespace}/{name}", None)
         if not ended.status.final:  # it reads from a cache of its own
             raise self._server.nonsense("a workflow that goes on, and is gone from Kubernetes")
         return ended
+
+    def _given_up(self, workflow: str, error: UpstreamError) -> bool:
+        """Whether the server has refused, or has failed for too long, to tell of a workflow."""
+        since = self._unanswered.setdefault(workflow, time.monotonic())
+        if error.retryable and time.monotonic() - since < ASK_FOR:
+            return False
+        del self._unanswered[workflow]
+        log.warning("archive_not_readable", workflow=workflow, error=error.message)
+        return True

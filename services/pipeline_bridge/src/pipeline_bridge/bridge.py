@@ -7,34 +7,38 @@ may be the first of a takeover. The trigger is settled when the final status is 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
 
 from handler_core import tracing
 from handler_core.answer import writable
-from handler_core.clients.failures import UpstreamError
 from handler_core.codec import encode, unpack, validate
 from handler_core.context import Context
 from handler_core.contract.errors import ErrorType
 from handler_core.contract.pipeline import RunStatus, TriggerRequest
 from handler_core.delivery import Delivery
-from handler_core.errors import Abandoned, Canceled, DeadlineExceeded, HandlerError, Internal, NotFound, from_info
+from handler_core.errors import (
+    Abandoned,
+    Canceled,
+    DeadlineExceeded,
+    HandlerError,
+    Internal,
+    NotFound,
+    Transient,
+    from_info,
+)
 from handler_core.generation import context_of, named, user_of
-from handler_core.limits import Limits
 from handler_core.runtime import Runtime
 from handler_core.tasks import background
+from pipeline_bridge.attempts import retried, uncut
 from pipeline_bridge.catalogue import Catalogue
 from pipeline_bridge.engine import Changes, Engine, Observed, Run, RunGone
 from pipeline_bridge.log import Ended, Repeated, RunLog
-
-T = TypeVar("T")
 
 ATTEMPTS: Final = 10
 """Deliveries in which a run has to be submitted; past them the trigger is taken for what kills workers."""
 STOP_AGAIN: Final = 60.0
 """Seconds after which a run that was to stop, and goes on, is told again."""
-RETRY: Final = Limits(retry_base=0.5, retry_max=30.0)
-"""How long an engine that does not take a call is left alone."""
 _DONE_WITH: Final = (ErrorType.DEADLINE_EXCEEDED, ErrorType.CANCELED)
 """Errors that need no dead letter: nobody waits for the run any more."""
 
@@ -81,19 +85,37 @@ class Bridge:
         )
         self.followed += 1
         try:
-            await log.open()
+            await self._end(request, wrong, ctx, log)
+        except Ended as before:
+            ctx.log.info("already_ended", attempt=ctx.attempt, status=before.status.status.value)
+            if before.own:
+                await self._stop_unknown(ctx, log)
+            _raise_again(before)
+        except Abandoned:
+            await self._stop_unknown(ctx, log)
+            raise
+        except Repeated:
+            ctx.log.info("trigger_repeated", reason="the run of another message with this request id is followed")
+        finally:
+            self.followed -= 1
+
+    async def _end(
+        self, request: TriggerRequest | None, wrong: HandlerError | None, ctx: Context[None], log: RunLog
+    ) -> None:
+        """Have a trigger's run seen through, or its refusal told."""
+        try:
+            await retried(log.open, ctx, "log_awaited")
             if request is None:
                 raise wrong or Internal("no request")
+            if log.run is not None and log.run.engine not in self._engines:
+                raise Transient(f"this bridge has no access to {log.run.engine}: another one has to follow the run")
             copy_to = request.response_subject and writable(self._nc, "pipeline.status", request.response_subject)
-            await self._see_through(request, ctx, log)
+            await retried(lambda: self._see_through(request, ctx, log), ctx, "nats_awaited")
             self._count(ctx, log)
             if copy_to and log.last is not None:
                 await self._nc.publish(copy_to, encode(log.last), headers=ctx.trace_headers)
-        except Ended as before:
-            ctx.log.info("already_ended", attempt=ctx.attempt, status=before.status.status.value)
-            _raise_again(before)
-        except Repeated:
-            ctx.log.info("trigger_repeated", reason="the run of another message with this request id is followed")
+        except (Ended, Repeated):
+            raise
         except HandlerError as error:
             if error.retryable or isinstance(error, Abandoned):
                 raise
@@ -103,8 +125,6 @@ class Bridge:
                 raise  # it comes back, as for every fault of ours
             ctx.log.exception("run_given_up")
             await self._refuse(_given_up(), ctx, log)
-        finally:
-            self.followed -= 1
 
     def _count(self, ctx: Context[None], log: RunLog) -> None:
         if log.last is not None and log.last.status.final:
@@ -116,7 +136,7 @@ class Bridge:
         try:
             async with self._cancellations.limited(ctx.request_id, ctx.deadline):
                 if (run := log.run) is None:
-                    if ctx.attempt > ATTEMPTS:
+                    if ctx.attempt > ATTEMPTS and log.last is None:
                         raise _given_up()
                     run = await log.decide(await self._decided(request, ctx))
                 if log.last is None:
@@ -138,7 +158,7 @@ class Bridge:
             return pipeline.run(ctx.request_id, request.parameters, request.user_id, ctx.traceparent)
 
         try:
-            return await _retried(decide, ctx, "catalogue_awaited")
+            return await retried(decide, ctx, "catalogue_awaited")
         except NotFound as error:
             ctx.known["available_pipelines"] = self.catalogue.names(request.user_id)
             raise error
@@ -152,12 +172,12 @@ class Bridge:
         engine = self._engine(run)
         observed = None
         if ctx.attempt > 1:  # it may be there, and even be done and gone from where `submit` would find it
-            observed = await _retried(lambda: engine.describe(run), ctx, "describe_failed")
+            observed = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
         if observed is None and ctx.attempt > ATTEMPTS:
             raise _given_up()
         if observed is None:
             with tracing.span(f"submit {run.engine}", "internal", {"pipeline.name": run.pipeline}):
-                observed = await _retried(lambda: _uncut(engine.submit(run)), ctx, "submit_failed")
+                observed = await retried(lambda: uncut(engine.submit(run)), ctx, "submit_failed")
         queued = ctx.timings.as_dict()
         await log.tell(
             RunStatus.SUBMITTED,
@@ -187,7 +207,7 @@ class Bridge:
         run_id = log.last.run_id if log.last else ""
         if not run_id:
             # It may have been submitted all the same, just before a worker died.
-            found = await _retried(lambda: engine.describe(run), ctx, "describe_failed")
+            found = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
             if found is None:
                 raise why
             run_id = found.run_id
@@ -197,12 +217,25 @@ class Bridge:
         with engine.follow(run, run_id) as changes:
             async with background(_stopped(engine, run, run_id, why.message, ctx)):
                 ended = await self._until_ended(changes, log)
-        if ended is not None and ended.status is RunStatus.SUCCEEDED:
-            await _tell(ended, log)  # it came first
+        if ended is not None and ended.status is not RunStatus.CANCELED:
+            await _tell(ended, log, error=_reason(ended))  # it came first
             return
         status = RunStatus.CANCELED if isinstance(why, Canceled) else RunStatus.FAILED
         raw = ended.raw if ended is not None else (log.last.raw_status if log.last else "")
         await log.tell(status, raw_status=raw, message=why.message, error=why.info())
+
+    async def _stop_unknown(self, ctx: Context[None], log: RunLog) -> None:
+        """Stop a run that the final status knows nothing of.
+
+        One worker submitted it while another, to which the trigger had been delivered as well, told that there is none.
+        """
+        if not log.without_run or (run := log.run) is None or (engine := self._engines.get(run.engine)) is None:
+            return
+        found = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
+        if found is not None and not found.status.final:
+            ctx.log.warning("run_unknown", run_id=found.run_id)
+            reason = "its trigger had ended before"
+            await retried(lambda: engine.cancel(run, found.run_id, reason), ctx, "cancel_failed", keep_on=True)
 
     async def _until_ended(self, changes: Changes, log: RunLog) -> Observed | None:
         """The run's last state, None when it is gone; those before it are told."""
@@ -218,11 +251,7 @@ class Bridge:
         ctx.log.warning("run_refused", type=error.type.value, error=error.message, stage=error.stage)
         tracing.annotate({"error.type": error.type.value})
         status = RunStatus.CANCELED if isinstance(error, Canceled) else RunStatus.ERROR
-        try:
-            await log.tell(status, message=error.message, error=error.info(), **ctx.known)
-        except Ended as before:
-            _raise_again(before)
-            return
+        await log.tell(status, message=error.message, error=error.info(), **ctx.known)
         self._count(ctx, log)
         if error.type not in _DONE_WITH:
             raise error
@@ -230,16 +259,6 @@ class Bridge:
 
 def _given_up() -> HandlerError:
     return Internal(f"given up after {ATTEMPTS} deliveries", stage="max_deliveries")
-
-
-async def _uncut(call: Coroutine[Any, Any, T]) -> T:
-    """What a call returns; one that is cancelled is waited for first, as the run may be there by the time it ends."""
-    task = asyncio.get_running_loop().create_task(call)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 async def _tell(observed: Observed, log: RunLog, **fields: Any) -> None:
@@ -288,25 +307,5 @@ async def _within(run: Run, log: RunLog) -> AsyncIterator[None]:
 async def _stopped(engine: Engine, run: Run, run_id: str, reason: str, ctx: Context[None]) -> None:
     """Tell the engine to stop the run, again and again until cancelled."""
     while True:
-        await _retried(lambda: engine.cancel(run, run_id, reason), ctx, "cancel_failed", keep_on=True)
+        await retried(lambda: engine.cancel(run, run_id, reason), ctx, "cancel_failed", keep_on=True)
         await asyncio.sleep(STOP_AGAIN)
-
-
-async def _retried(call: Callable[[], Awaitable[T]], ctx: Context[None], event: str, *, keep_on: bool = False) -> T:
-    """What `call` returns, tried until it succeeds or fails for good; the caller bounds the time.
-
-    Args:
-        keep_on: whether a failure that is not retryable is tried again all the same.
-    """
-    failures = 0
-    while True:
-        try:
-            return await call()
-        except HandlerError as error:
-            refused = isinstance(error, UpstreamError) and error.status == 401  # our token's fault, and no trigger's
-            if not (error.retryable or refused or keep_on) or isinstance(error, Abandoned):
-                raise
-            failures += 1
-            delay = RETRY.retry_delay(min(failures, 16), error.retry_after)
-            ctx.log.warning(event, error=error.message, failures=failures, delay=round(delay, 3))
-            await asyncio.sleep(delay)

@@ -1,13 +1,15 @@
-"""A Kubernetes API server: calls and watches through kubernetes-asyncio's client, with our errors, limits and metrics.
+"""A Kubernetes API server: calls and watches, with our errors, limits and metrics.
 
-Of the library this uses what finds and authenticates to a cluster, and its `ApiClient` to send. Bodies are read here:
-the library's own reading raises on an error body that is no UTF-8, and lets aiohttp's exceptions through. Nor is its
-`Watch` used: it makes a session of its own, reads lines no longer than its buffer, asks again for the very version that
-a 410 has just called too old, and waits for ever on a connection that has gone silent.
+Of kubernetes-asyncio this uses what finds and authenticates to a cluster. Its `ApiClient` raises on an error body that
+is no UTF-8, lets aiohttp's exceptions through, and has a thread look for a proxy before every call; its `Watch` makes a
+session of its own, reads lines no longer than its buffer, asks again for the very version that a 410 has just called
+too old, and waits for ever on a connection that has gone silent.
 """
 
 import asyncio
 import json
+import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -16,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
+from handler_core.clients.cookies import NoCookies
 from handler_core.clients.failures import Failures, UpstreamError
 from handler_core.clients.http import MAX_BODY, Observe
 from handler_core.clients.response import Response
 from handler_core.deadline import Deadline
 from handler_core.tracing import Value, annotate, span
-from pipeline_bridge import slim
-from pipeline_bridge.credentials import SERVICE_ACCOUNT, Credentials
+from pipeline_bridge.credentials import SERVICE_ACCOUNT, Configuration, Credentials
 
 NAME = "kubernetes"
 WATCH_NAME = "kubernetes-watch"
@@ -45,8 +48,10 @@ class Cluster:
         observe: metrics hook, called once a call.
     """
 
-    def __init__(self, client: Any, credentials: Credentials, observe: Observe | None = None) -> None:
-        self._client = client
+    def __init__(
+        self, session: aiohttp.ClientSession, credentials: Credentials, observe: Observe | None = None
+    ) -> None:
+        self._session = session
         self._credentials = credentials
         self._observe = observe
         self._failures = Failures(NAME, [])
@@ -66,18 +71,16 @@ class Cluster:
         Raises:
             ValueError: there is none to be found, or its description is wrong.
         """
-        kubernetes = slim.load()
-        credentials = Credentials(kubernetes, kubeconfig, context, service_account)
+        credentials = Credentials(kubeconfig, context, service_account)
         await credentials.load()
         try:
-            client = kubernetes.ApiClient(credentials.configuration)
+            session = _new_session(credentials.configuration)
         except OSError as error:  # ssl.SSLError is one
             raise ValueError(f"the cluster's or the client's certificate: {error}") from None
-        client.user_agent = "pipeline-bridge"  # the server notes it as the fields' manager
-        return cls(client, credentials, observe)
+        return cls(session, credentials, observe)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._session.close()
 
     async def request(
         self,
@@ -159,19 +162,22 @@ class Cluster:
         content_type: str,
         authorization: str,
     ) -> aiohttp.ClientResponse:
-        # The library's own way to the token is left aside: it would add the line end of the file, and not renew it.
-        auth = {"in": "header", "key": "Authorization", "value": authorization}
-        answer: aiohttp.ClientResponse = await self._client.call_api(
-            path,
+        configuration = self._credentials.configuration
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": content_type,
+            "User-Agent": "pipeline-bridge",  # the server notes it as the fields' manager
+        }
+        if authorization:
+            headers["Authorization"] = authorization
+        answer = await self._session.request(
             method,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"] if authorization else None,
-            _request_auth=auth,
-            _preload_content=False,
-            # Without a total: a watch lasts for minutes. `Response` bounds every wait.
-            _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+            URL(f"{configuration.host}{path}").with_query(query),
+            data=None if body is None else json.dumps(body).encode(),
+            headers=headers,
+            proxy=configuration.proxy,
+            server_hostname=configuration.tls_server_name,
         )
         annotate({"http.response.status_code": answer.status})
         return answer
@@ -196,6 +202,33 @@ class Cluster:
         finally:
             if self._observe is not None:
                 self._observe(name, time.perf_counter() - started, outcome)
+
+
+def _new_session(configuration: Configuration) -> aiohttp.ClientSession:
+    """Connections to the API server; the caller closes them.
+
+    Raises:
+        OSError: a certificate or a key cannot be used.
+    """
+    trusted: ssl.SSLContext | bool = True
+    if configuration.host.startswith("https:"):
+        trusted = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        # Since Python 3.13 certificates lack something by default if their issuer left out what RFC 5280 asks for, as
+        # many clusters' own authorities do. Names, dates and signatures are verified as ever, as Go's clients do it.
+        trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if configuration.cert_file is not None:
+            trusted.load_cert_chain(configuration.cert_file, configuration.key_file)
+        if not configuration.verify_ssl:
+            trusted.check_hostname = False
+            trusted.verify_mode = ssl.CERT_NONE
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=trusted),  # no limit: watches hold a connection each
+        # Without a total: a watch lasts for minutes. `Response` bounds every wait.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT),
+        # Aiohttp has a thread look for a proxy before every call, so only where there may be one.
+        trust_env=any(name.lower().endswith("_proxy") for name in os.environ),
+        cookie_jar=NoCookies(),
+    )
 
 
 class Events:

@@ -1,8 +1,11 @@
 """Where the cluster is and who we are to it, as kubernetes-asyncio's loaders find it."""
 
 import asyncio
+import inspect
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,34 @@ _REREAD_INTERVAL = 60.0
 _READ_TIMEOUT = 30.0
 
 
+@dataclass
+class Configuration:
+    """What the library's loaders find, under the names that they give it; the rest of its own is not used."""
+
+    host: str = ""
+    """With the scheme."""
+    ssl_ca_cert: str | None = None
+    """A file; without it public authorities are trusted."""
+    cert_file: str | None = None
+    key_file: str | None = None
+    verify_ssl: bool = True
+    tls_server_name: str | None = None
+    proxy: str | None = None
+    api_key: dict[str, str] = field(default_factory=dict)
+    refresh_api_key_hook: Callable[["Configuration"], Any] | None = None
+
+    async def token(self) -> str:
+        """What to send as `Authorization`, with its scheme; empty with none."""
+        if self.refresh_api_key_hook is not None and inspect.isawaitable(done := self.refresh_api_key_hook(self)):
+            await done
+        # The library takes a token with the line end that its file may have.
+        return (self.api_key.get("BearerToken") or "").strip()
+
+
 class Credentials:
-    """The library's configuration of a client, kept up to date.
+    """The configuration of a client, kept up to date.
 
     Args:
-        kubernetes: the library.
         kubeconfig: path of a kubeconfig, or several with `:` between; empty for the service account of the pod, or
             where this is no pod `~/.kube/config`.
         context: the kubeconfig's context, its current one when empty.
@@ -28,18 +54,12 @@ class Credentials:
 
     def __init__(
         self,
-        kubernetes: slim.Kubernetes,
         kubeconfig: str = "",
         context: str = "",
         service_account: Path = SERVICE_ACCOUNT,
     ) -> None:
-        # One of our own: the library's default one is global.
-        self.configuration: Any = kubernetes.Configuration()
-        self.configuration.connection_pool_maxsize = 0  # no limit: watches hold a connection each
-        # Since Python 3.13 certificates lack something by default if their issuer left out what RFC 5280 asks for, as
-        # many clusters' own authorities do. Names, dates and signatures are verified as ever, as Go's clients do it.
-        self.configuration.disable_strict_ssl_verification = True
-        self._library = kubernetes.config
+        self.configuration = Configuration()
+        self._library = slim.loaders()
         self._kubeconfig = kubeconfig
         self._context = context
         self._service_account = service_account
@@ -83,10 +103,10 @@ class Credentials:
                 if refused is None and self._loader and time.monotonic() - self._read_at > _REREAD_INTERVAL:
                     await self._loader.load_and_set(self.configuration)
                     self._read_at = time.monotonic()
-                value = await self._current()
+                value = await self.configuration.token()
                 if value == refused:  # else another call has read it again meanwhile
                     await self.load()
-                    value = await self._current()
+                    value = await self.configuration.token()
         except Exception as error:  # the library's own, an exec plugin's, the file's
             text = f"cannot read the credentials: {error or type(error).__name__}"
             raise failures.problem(text, outcome="unreachable") from None
@@ -102,7 +122,3 @@ class Credentials:
         if not any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
             raise ValueError(f"no kubeconfig at {path}, and this is no pod of a cluster")
         return path
-
-    async def _current(self) -> str:
-        # The library takes a token with the line end that its file may have.
-        return (await self.configuration.get_api_key_with_prefix("BearerToken") or "").strip()

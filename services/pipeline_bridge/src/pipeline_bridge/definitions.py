@@ -14,6 +14,8 @@ from pipeline_bridge.engine import EngineName, Run, run_name
 from pipeline_bridge.parameters import Declared, Misfit, Parameter, ParameterName, Parameters
 from pipeline_bridge.yaml_file import Document, Place, Unreadable
 
+KUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+"""Of a job whose `suspend` is Kueue's to set."""
 MAX_TIMEOUT: Final = 30 * 24 * 3600.0
 MAX_NAMED: Final = 3
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -235,7 +237,11 @@ def _ray_job_problems(job: Any, namespace: str) -> Iterator[tuple[Place, str]]:
             yield (key,), f"has to be {value}"
     if _at(job, "metadata", "namespace") not in (None, namespace):
         yield ("metadata", "namespace"), f"is not the pipeline's, which is {namespace}"
+    if _at(job, "metadata", "labels", KUEUE_LABEL) is not None:
+        yield ("metadata", "labels", KUEUE_LABEL), "is not allowed: Kueue would resume a job that is to stop"
     spec = _at(job, "spec")
+    if _at(spec, "deletionStrategy") is not None:
+        yield ("spec", "deletionStrategy"), "is not allowed: KubeRay takes it for none that may be suspended"
     if not isinstance(_at(spec, "entrypoint"), str):
         yield ("spec", "entrypoint"), "is required"
     if _at(spec, "clusterSelector") is not None:

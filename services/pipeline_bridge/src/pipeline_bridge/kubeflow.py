@@ -61,10 +61,10 @@ class Kubeflow:
         return await self._only(run, await self._api.named(run) or [created])
 
     async def describe(self, run: Run, run_id: str = "") -> Observed | None:
-        """The run as it is now; None when there is none."""
+        """The run as it is now; None when there is none. Of several of one name the oldest stays, as with `submit`."""
         if not run_id:
             found = await self._api.named(run)
-            return of_run(found[0]) if found else None
+            return await self._only(run, found) if found else None
         return await self._get(run.namespace, run_id)
 
     @contextmanager

@@ -35,7 +35,8 @@ class KubeflowApi:
     async def named(self, run: Run) -> list[Object]:
         """The runs that bear a request's name, the oldest first."""
         found = await self._listed("runs", _equals("display_name", run.name), run.namespace)
-        same = [each for each in found if each.get("display_name") == run.name and isinstance(each.get("run_id"), str)]
+        ours = {"display_name": run.name, "description": _description(run)}
+        same = [each for each in found if isinstance(each.get("run_id"), str) and ours.items() <= each.items()]
         return sorted(same, key=_age)
 
     async def get(self, run_id: str) -> Object:
@@ -67,7 +68,7 @@ class KubeflowApi:
         pipeline, version, experiment = await self._references(run)
         body = {
             "display_name": run.name,
-            "description": f"Request {run.request_id}",
+            "description": _description(run),
             "pipeline_version_reference": {"pipeline_id": pipeline, "pipeline_version_id": version},
             "runtime_config": {"parameters": run.parameters},
         }
@@ -186,3 +187,8 @@ def _age(run: Object) -> tuple[datetime, str]:
     except (KeyError, TypeError, ValueError):
         created = datetime.max.replace(tzinfo=UTC)
     return created.replace(tzinfo=created.tzinfo or UTC), run["run_id"]
+
+
+def _description(run: Run) -> str:
+    """What tells a request's run from one that somebody else has given its name."""
+    return f"Request {run.request_id}"

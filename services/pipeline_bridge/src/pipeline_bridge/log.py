@@ -6,11 +6,12 @@ there: written by a later delivery of the trigger, it stops; by an earlier one, 
 status nothing more is stored.
 
 The record is stored before the run is submitted, by the same rule, and never changed. So a trigger that comes again
-does the same again, whatever the catalogue says by then, and of two messages with one request id one begins the run.
+does the same again, whatever the catalogue says by then. Record and first status exclude each other's writers: of two
+messages with one request id one begins the run, or is refused, and the other one is taken for its repetition.
 """
 
 import asyncio
-import contextlib
+import itertools
 import time
 import uuid
 from typing import Any, Final
@@ -22,7 +23,15 @@ from handler_core.connection import Connection
 from handler_core.contract.base import Message
 from handler_core.contract.pipeline import STORED_STATUS_SUBJECT, PipelineStatus, RunStatus
 from handler_core.errors import Abandoned, Transient
-from handler_core.jetstream import EXPECTED_LAST, MSG_ID, WRONG_LAST_SEQUENCE, Api, JetStreamError, Stored
+from handler_core.jetstream import (
+    EXPECTED_LAST,
+    EXPECTED_LAST_SUBJECT,
+    MSG_ID,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    JetStreamError,
+    Stored,
+)
 from handler_core.pipelines import RECORD_SUBJECT
 from handler_core.streams import AI_PIPELINE, AI_PIPELINE_STATUS
 from pipeline_bridge.engine import Run
@@ -83,8 +92,10 @@ class RunLog:
         self._trace_id = trace_id
         self._headers = {**(headers or {}), SOURCE: source, ATTEMPT: str(attempt)}
         self._writer = uuid.uuid4().hex[:12]
+        self._published = itertools.count(1)
         self._subject = STORED_STATUS_SUBJECT.format(request_id=request_id)
         self._record = RECORD_SUBJECT.format(request_id=request_id)
+        self._all = f"evt.pipeline.*.{request_id}"
         self._sequence = 0
         self._seq = 0
 
@@ -96,29 +107,39 @@ class RunLog:
             Repeated: another message's run it is.
             Transient: the stream does not answer.
         """
-        newest = await self._api.last(AI_PIPELINE_STATUS.name, self._subject)
+        newest = await self._newest(self._subject)
+        record = await self._newest(self._record)
+        if record is not None:
+            self.run = decode(record.data, Run)
         if newest is not None:
             self._adopt(newest)
-        record = await self._api.last(AI_PIPELINE_STATUS.name, self._record)
-        if record is not None:
-            await self._take(record)
-        elif newest is not None:  # ended before anything was decided, or trimmed by hand
-            await self._unless_repeated(newest)
+            self._unless_ended(newest)
+        if (first := record or newest) is not None:  # ended before anything was decided, or trimmed by hand
+            await self._unless_repeated(first)
+
+    @property
+    def without_run(self) -> bool:
+        """Whether the final status is stored, and knows of no run: whoever has submitted one has to stop it."""
+        return self.last is not None and self.last.status.final and not self.last.run_id
 
     async def decide(self, run: Run) -> Run:
         """Store what is to be submitted, unless an earlier delivery has; returns what was decided first.
 
         Raises:
+            Abandoned: a later delivery of the trigger is being worked on.
+            Ended: the run's final status is stored.
             Repeated: another message's run it is.
+            Transient: the stream does not answer.
         """
-        headers = {EXPECTED_LAST: "0", MSG_ID: f"{self.request_id}:{self._writer}:run"}
         try:
-            await self._store(self._record, run, headers)
+            await self._store(self._record, run, self._expecting(self._sequence, self._all))
         except JetStreamError as error:
-            record = await self._api.last(AI_PIPELINE_STATUS.name, self._record)
-            if error.err_code not in WRONG_LAST_SEQUENCE or record is None:
+            if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise Transient(f"the run could not be recorded: {error.description}") from None
-            return await self._take(record)
+            await self._catch_up()
+            if self.run is None:
+                raise Transient("the run could not be recorded: others write of it") from None
+            return self.run
         self.run = run
         return run
 
@@ -128,22 +149,41 @@ class RunLog:
         Raises:
             Abandoned: a later delivery of the trigger is being worked on.
             Ended: the run's final status is stored.
+            Repeated: another message's run it is.
         """
+        failures = 0
         while True:
             told = self._next(status, fields)
-            headers = {EXPECTED_LAST: str(self._sequence), MSG_ID: f"{self.request_id}:{self._writer}:{told.seq}"}
+            headers = self._expecting(self._sequence, self._all if self.run is None else "")
             try:
                 self._sequence = await self._store(self._subject, told, headers)
                 self._seq, self.last = told.seq, told
                 return
             except JetStreamError as error:
                 if error.err_code not in WRONG_LAST_SEQUENCE:
-                    log.warning("status_refused", request_id=self.request_id, error=error.description)
+                    failures += 1
+                    self._warn("status_refused", error.description, failures)
                     await asyncio.sleep(STORE_AGAIN)
                     continue
-            await self._catch_up(headers[MSG_ID])
+            try:
+                await self._catch_up(headers[MSG_ID])
+            except Transient:
+                await asyncio.sleep(STORE_AGAIN)
+                continue
             if self._told(told):
                 return
+
+    def _expecting(self, sequence: int, subjects: str = "") -> dict[str, str]:
+        """The headers of a message, no two of which have the same id: one that was given up may still be stored.
+
+        Args:
+            sequence: of the newest message that its writer knows, of the same subject, or of `subjects`.
+        """
+        headers = {
+            EXPECTED_LAST: str(sequence),
+            MSG_ID: f"{self.request_id}:{self._writer}:{next(self._published)}",
+        }
+        return {**headers, EXPECTED_LAST_SUBJECT: subjects} if subjects else headers
 
     def _told(self, status: PipelineStatus) -> bool:
         """Whether the newest status says the same."""
@@ -188,40 +228,62 @@ class RunLog:
 
     async def _store(self, subject: str, message: Message, headers: dict[str, str]) -> int:
         """Publish until it is acknowledged or refused; `Nats-Msg-Id` makes it one message."""
+        failures = 0
         while True:
             try:
                 return await self._api.publish(subject, encode(message), {**self._headers, **headers})
             except Transient as error:
-                log.warning("status_not_stored", request_id=self.request_id, error=error.message)
+                failures += 1
+                self._warn("status_not_stored", error.message, failures)
             await asyncio.sleep(STORE_AGAIN)
 
-    async def _catch_up(self, own: str) -> None:
-        """Take in the newest status after one of ours was refused."""
-        newest = None
-        with contextlib.suppress(Transient):
-            newest = await self._api.last(AI_PIPELINE_STATUS.name, self._subject)
-            if newest is None:  # all of them are gone: purged, or too old
-                self._sequence = 0
-                return
-        if newest is None:
-            await asyncio.sleep(STORE_AGAIN)
+    def _warn(self, event: str, error: str, failures: int) -> None:
+        """Say so at the first failure, the second, the fourth …: there may be a thousand runs."""
+        if failures & (failures - 1) == 0:
+            log.warning(event, request_id=self.request_id, error=error, failures=failures)
+
+    async def _newest(self, subject: str) -> Stored | None:
+        try:
+            return await self._api.last(AI_PIPELINE_STATUS.name, subject)
+        except JetStreamError as error:
+            raise Transient(str(error)) from None
+
+    async def _catch_up(self, own: str = "") -> None:
+        """Take in what there is after a message of ours was refused.
+
+        Args:
+            own: its id; the refused one may be a repetition of what was stored.
+
+        Raises:
+            Abandoned, Ended, Repeated: as `tell`.
+            Transient: the stream does not answer.
+        """
+        newest = await self._newest(self._subject)
+        if self.run is None and (record := await self._newest(self._record)) is not None:
+            await self._unless_repeated(record)
+            self._unless_abandoned(record)
+            self.run = decode(record.data, Run)
+        if newest is None:  # all of them are gone: purged, or too old
+            self._sequence = 0
             return
-        if newest.headers.get(SOURCE) == self._source and int(newest.headers.get(ATTEMPT, 0)) > self._attempt:
-            raise Abandoned(f"another worker follows the run of {self.request_id}")
-        mine = newest.headers.get(MSG_ID) == own
-        self._adopt(newest, raising=not mine)
+        await self._unless_repeated(newest)
+        self._adopt(newest)
+        self._unless_abandoned(newest)
+        if newest.headers.get(MSG_ID) != own:
+            self._unless_ended(newest)
 
-    def _adopt(self, stored: Stored, *, raising: bool = True) -> None:
+    def _adopt(self, stored: Stored) -> None:
         self._sequence = stored.sequence
         self.last = decode(stored.data, PipelineStatus)
         self._seq = self.last.seq
-        if raising and self.last.status.final:
+
+    def _unless_ended(self, stored: Stored) -> None:
+        if self.last is not None and self.last.status.final:
             raise Ended(self.last, own=stored.headers.get(SOURCE) == self._source)
 
-    async def _take(self, record: Stored) -> Run:
-        await self._unless_repeated(record)
-        self.run = decode(record.data, Run)
-        return self.run
+    def _unless_abandoned(self, stored: Stored) -> None:
+        if stored.headers.get(SOURCE) == self._source and int(stored.headers.get(ATTEMPT, 0)) > self._attempt:
+            raise Abandoned(f"another worker follows the run of {self.request_id}")
 
     async def _unless_repeated(self, stored: Stored) -> None:
         """Go on if what is stored is of this trigger, or of one that has left the queue without an end."""
@@ -230,6 +292,9 @@ class RunLog:
             return
         sequence = source.split(":")[1:2]
         if sequence and sequence[0].isdigit():
-            waiting = await self._api.next(AI_PIPELINE.name, ">", int(sequence[0]))
+            try:
+                waiting = await self._api.next(AI_PIPELINE.name, ">", int(sequence[0]))
+            except JetStreamError as error:
+                raise Transient(str(error)) from None
             if waiting is not None and waiting.sequence == int(sequence[0]):
                 raise Repeated

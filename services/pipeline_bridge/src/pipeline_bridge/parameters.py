@@ -24,8 +24,9 @@ MAX_INTEGER: Final = 2**53 - 1
 """Beyond it JSON readers round (RFC 8259, section 6); Kubeflow's does."""
 
 _MAX_NAMED: Final = 3
-_EVALUATED: Final = re.compile(r"\{\{|\{\Z|\\u007b", re.IGNORECASE)
-"""Where a template's expression begins; or would, with what the template puts behind it, or once it is read as JSON."""
+_EVALUATED: Final = re.compile(r"\{\{|\{\Z|\\u007b|\$\(", re.IGNORECASE)
+"""Where a template's expression begins, or a variable that Kubernetes expands in arguments and in the environment; or
+would begin, with what the template puts behind it, or once it is read as JSON."""
 _ONLY_FOR: Final = {
     "enum": ("string", "integer", "number"),
     "minimum": ("integer", "number"),
@@ -269,5 +270,5 @@ def _text_objection(text: str, templated: bool) -> str:
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         return "has half of a surrogate pair, which is no text"
     if templated and _EVALUATED.search(text):
-        return "must not contain '{{' or its escape, nor end with '{': the engine would evaluate what follows"
+        return "must not contain '{{', its escape or '$(', nor end with '{': the engine would evaluate what follows"
     return ""

@@ -37,7 +37,7 @@ class ResourceEngine(ABC):
         self,
         cluster: Cluster,
         *,
-        poll_interval: float = 60.0,
+        poll_interval: float = 300.0,
         stall_timeout: float = 90.0,
         metrics: Metrics | None = None,
     ) -> None:

@@ -67,7 +67,7 @@ class Resources:
         observe: Callable[[dict[str, Any]], Observed],
         *,
         lost: Callable[[str], Awaitable[Observed | None]] | None = None,
-        poll_interval: float = 60.0,
+        poll_interval: float = 300.0,
         stall_timeout: float = 90.0,
         metrics: Metrics | None = None,
         backoff: Backoff | None = None,
@@ -83,6 +83,7 @@ class Resources:
         self._backoff = backoff or Backoff(initial=0.5, maximum=30.0, jitter=0.5)
         self._followed = Followed()
         self._nobody = asyncio.Event()
+        self._page = PAGE
         self._known: dict[str, _Known] = {}
         self._wanted: dict[str, None] = {}
         """Names of followed runs to be looked at, in order."""
@@ -113,9 +114,12 @@ class Resources:
         try:
             object = await self._cluster.request(method, f"{self._path}/{quote(name, safe='')}", **arguments)
         except UpstreamError as error:
-            if error.status == 404:
+            if error.status != 404:
+                raise
+            if f'"{name}"' in error.message:
                 return None
-            raise
+            # A proxy that lost its way says this of every path, and so does a server that does not know the kind yet.
+            raise UpstreamError(error.message, outcome=error.outcome, status=404) from None
         self._take(object, keep=True)
         return object
 
@@ -157,9 +161,10 @@ class Resources:
     async def _keep_watching(self) -> None:
         failures = 0
         while True:
-            began = time.monotonic()
+            began, listed = time.monotonic(), False
             try:
                 version = await self._list()
+                listed = True
                 # Lists in place of the watch, not beside it: so what they tell comes in the order it happened.
                 async with asyncio.timeout(self._poll_interval * random.uniform(0.9, 1.1)):
                     while True:
@@ -169,6 +174,8 @@ class Resources:
             except UpstreamError as error:
                 failures = failures + 1 if time.monotonic() - began < _STEADY else 1
                 self._failed(error)
+                if error.status == 403 and not listed:  # to look at one object may be allowed all the same
+                    self._want_all()
                 # What has become too old is listed afresh at once, unless that happens again and again.
                 if error.status != 410 or failures > 1:
                     await self._pause(failures, error)
@@ -204,9 +211,9 @@ class Resources:
     async def _list(self) -> str:
         """Take in all objects, want what is missing of them, and give the version from which to watch."""
         expected = set(self._followed)
-        query = {"labelSelector": _SELECTOR, "limit": str(PAGE)}
+        query = {"labelSelector": _SELECTOR}
         while True:
-            page = await self._cluster.request("GET", self._path, query=query)
+            page = await self._part(query)
             try:
                 items, version = list(page["items"] or ()), str(page["metadata"]["resourceVersion"])
             except (KeyError, TypeError):
@@ -222,6 +229,17 @@ class Resources:
             self._want(name)
         self._listed.set()
         return version
+
+    async def _part(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """The next part of a list, of fewer objects where they are too large for so many at once."""
+        while True:
+            try:
+                return await self._cluster.request("GET", self._path, query={**query, "limit": str(self._page)})
+            except UpstreamError as error:
+                if error.status is not None or error.retryable or self._page == 1:
+                    raise
+                self._page = max(1, self._page // 4)
+                log.info("list_in_smaller_parts", limit=self._page, **self._what)
 
     async def _watch(self, version: str) -> str:
         """Take in changes from that version on until the server ends the watch; give the version it has come to."""
@@ -259,7 +277,8 @@ class Resources:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("object_not_understood", error=repr(error), **self._what)
             return ""
-        if keep or known or name in self._followed:
+        # One that goes on may be handed over to this bridge at any time: it need not be asked for by itself then.
+        if keep or known or name in self._followed or not observed.status.final:
             self._known.pop(name, None)
             self._known[name] = _Known(version, observed)
             if len(self._known) > len(self._followed) + _UNFOLLOWED:
@@ -274,6 +293,12 @@ class Resources:
         if known and not known.observed.status.final:
             del self._known[name]
             self._want(name)
+
+    def _want_all(self) -> None:
+        """Look at each followed one, as no list shows them."""
+        for name in self._followed:
+            self._want(name)
+        self._listed.set()
 
     def _want(self, name: str) -> None:
         if name in self._followed:

@@ -44,7 +44,7 @@ class Settings(ServiceSettings):
     kubeconfig: Path | None = None
     """How to reach Kubernetes; without it, as a pod does, and where there is neither, Argo and Ray are left out."""
     kubernetes_service_host: str | None = None
-    """Set by Kubernetes in every pod."""
+    """Set by Kubernetes in every pod; it counts where the pod has a token as well."""
     kube_context: str | None = None
     """A context of `KUBECONFIG`; its current one without."""
     service_account_dir: Path = SERVICE_ACCOUNT
@@ -64,7 +64,7 @@ class Settings(ServiceSettings):
     """A projected service-account token, sent if the file is there."""
     kubeflow_poll_interval: float = Field(default=5.0, gt=0)
     """Seconds between two looks at the runs that are followed."""
-    watch_poll_interval: float = Field(default=60.0, gt=0)
+    watch_poll_interval: float = Field(default=300.0, gt=0)
     """Seconds between two lists beside a watch of Kubernetes."""
     watch_stall_timeout: float = Field(default=90.0, gt=0)
     """Seconds of silence after which a watch is taken for dead; an API server sends a bookmark each minute."""
@@ -123,7 +123,8 @@ async def connect(
             observe=runtime.metrics.upstream,
         )
         engines["kubeflow"] = Kubeflow(api, poll_interval=settings.kubeflow_poll_interval)
-    if settings.kubeconfig is not None or settings.kubernetes_service_host is not None:
+    account = settings.kubernetes_service_host is not None and (settings.service_account_dir / "token").is_file()
+    if settings.kubeconfig is not None or account:
         cluster = await kubernetes(settings, runtime)
         stack.push_async_callback(cluster.close)
         server = None

@@ -9,6 +9,9 @@ from pipeline_bridge.manifests import canceled
 
 Object = dict[str, Any]
 
+MAX_MESSAGE: Final = 2000
+"""Characters of an engine's message that are passed on; a status has it twice, and has to fit into one message."""
+
 _ARGO: Final = {
     "Running": RunStatus.RUNNING,
     "Succeeded": RunStatus.SUCCEEDED,
@@ -34,7 +37,7 @@ def of_workflow(workflow: Object) -> Observed:
         state = RunStatus.CANCELED
     elif not state.final and spec.get("suspend") is True:
         state = RunStatus.PENDING
-    return Observed(workflow["metadata"]["name"], state, phase, _text(status.get("message")))
+    return Observed(workflow["metadata"]["name"], state, phase, _message(status.get("message")))
 
 
 def of_ray_job(job: Object) -> Observed:
@@ -44,7 +47,7 @@ def of_ray_job(job: Object) -> Observed:
     """
     status = job.get("status") or {}
     deployment, ray = _text(status.get("jobDeploymentStatus")), _text(status.get("jobStatus"))
-    message = _text(status.get("message")) or _text(status.get("reason"))
+    message = _message(status.get("message")) or _message(status.get("reason"))
     return Observed(job["metadata"]["name"], _ray(deployment, ray, canceled(job)), f"{deployment}/{ray}", message)
 
 
@@ -73,12 +76,17 @@ def of_run(run: Object) -> Observed:
     if state is RunStatus.FAILED and any(entry.get("state") == "CANCELING" for entry in history):
         state = RunStatus.CANCELED  # a server over Argo ends what it was told to terminate like this
     errors = (run.get("error"), *(entry.get("error") for entry in reversed(history)))
-    message = next((_text(error.get("message")) for error in errors if isinstance(error, Mapping)), "")
+    message = next((_message(error.get("message")) for error in errors if isinstance(error, Mapping)), "")
     return Observed(_text(run.get("run_id")), state, raw, message)
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _message(value: Any) -> str:
+    text = _text(value)
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
 def _list(value: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from yarl import URL
 
 from handler_core.clients.body import Body
 from handler_core.clients.breaker import CircuitBreaker
+from handler_core.clients.cookies import NoCookies
 from handler_core.clients.failures import Failures, UpstreamError
 from handler_core.clients.response import Reply, Response
 from handler_core.deadline import Deadline
@@ -44,7 +45,7 @@ def new_session(*, limit: int = 256, connect_timeout: float = 5.0) -> aiohttp.Cl
         # Uvicorn, below vLLM and Ray Serve, drops connections idle for 5 s: be first, and none breaks in our hands.
         connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=4.0),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
-        cookie_jar=aiohttp.DummyCookieJar(),  # nothing of one user's call may reach the next one's
+        cookie_jar=NoCookies(),
     )
 
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 
 class FileSource(PydanticBaseSettingsSource):
@@ -75,18 +75,19 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The base of all settings; a setting does not change once read."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+    # Built when it is first read: of the groups that a service puts together only the whole ever is.
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True, defer_build=True
+    )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, FileSource(settings_cls)
+    def __init__(self, **given: Any) -> None:
+        # Not by way of BaseSettings: it has a command line, .env files and five formats more looked at, and loaded.
+        settings = type(self)
+        read = {**FileSource(settings)(), **EnvSettingsSource(settings)()}
+        for name in given.keys() & settings.model_fields.keys():
+            for key in (name, *names(name, settings.model_fields[name])):
+                read.pop(key, None)
+        super(BaseSettings, self).__init__(**{**read, **given})
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():

@@ -16,7 +16,8 @@ is_token = re.compile(_ID).fullmatch
 class Message(BaseModel):
     """A MessagePack map on the wire; unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    # Built at its first use: of the messages that there are, a process has to do with a few.
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Request(Message):
