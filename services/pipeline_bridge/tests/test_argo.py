@@ -15,6 +15,7 @@ from handler_core.errors import InvalidRequest
 from handler_core.tasks import background
 from local_cluster.store import WORKFLOWS
 from local_cluster.testing import RunningCluster, running
+from pipeline_bridge import argo as argo_module
 from pipeline_bridge.api import Api
 from pipeline_bridge.argo import Argo
 from pipeline_bridge.cluster import Cluster
@@ -170,3 +171,45 @@ async def test_the_shutdown_that_somebody_else_asked_for_stands(access: Cluster,
     workflow = cluster.store.get(WORKFLOWS, "pipelines", NAME)
     assert workflow["spec"]["shutdown"] == "Terminate"
     assert workflow["metadata"]["annotations"][CANCEL_ANNOTATION] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("phase", "spec", "patched"),
+    [
+        ("Running", {}, {"shutdown": "Stop"}),
+        ("", {}, {"shutdown": "Terminate"}),
+        ("Pending", {}, {"shutdown": "Terminate"}),
+        ("Pending", {"shutdown": "Stop"}, {"shutdown": "Terminate"}),
+        ("Running", {"shutdown": "Stop"}, {}),
+        ("Pending", {"shutdown": "Terminate"}, {}),
+        ("Running", {"suspend": True}, {"shutdown": "Stop", "suspend": None}),
+        ("Running", {"suspend": True, "shutdown": "Stop"}, {"suspend": None}),
+    ],
+)
+def test_how_a_workflow_is_stopped(phase: str, spec: dict[str, Any], patched: dict[str, Any]) -> None:
+    argo = Argo.__new__(Argo)
+    assert argo.stop({"metadata": {"name": "w"}, "spec": spec, "status": {"phase": phase}}) == patched
+
+
+async def test_a_suspended_workflow_is_resumed_to_be_stopped(access: Cluster, cluster: RunningCluster) -> None:
+    cluster.workflows.hold(NAME)
+    argo = Argo(access)
+    await argo.submit(RUN)
+    cluster.workflows.advance(NAME, "Running")
+    cluster.store.merge_patch(WORKFLOWS, "pipelines", NAME, {"spec": {"suspend": True}})
+    await argo.cancel(RUN, NAME, "stop")
+    workflow = await cluster.workflows.until(NAME, "Failed")
+    assert "suspend" not in workflow["spec"]
+
+
+async def test_an_argo_server_that_refuses_leaves_the_end_unknown(
+    access: Cluster, cluster: RunningCluster, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argo = Argo(access, server=Api(session, "argo", cluster.url))
+    cluster.faults.add(status=403, match={"path": "^/api/v1/"})
+    assert await argo.lost("pipelines", NAME) is None
+    cluster.faults.add(status=503, times=2, match={"path": "^/api/v1/"})
+    with pytest.raises(UpstreamError):
+        await argo.lost("pipelines", NAME)
+    monkeypatch.setattr(argo_module, "ASK_FOR", 0.0)
+    assert await argo.lost("pipelines", NAME) is None

@@ -405,3 +405,13 @@ async def test_many_runs_are_followed_by_one_watch(
         call: n for call, n in cluster.calls.items() if call.endswith("/workflows") and "POST" not in call
     }
     assert sum(lists_and_watches.values()) <= 4, dict(cluster.calls)
+
+
+async def test_a_pod_without_a_token_does_without_kubernetes(caller: Caller, settings: SettingsFor) -> None:
+    alone = settings(kubeconfig=None, kubernetes_service_host="127.0.0.1", service_account_dir=Path("/nowhere"))
+    async with serving(service, alone):
+        run = await caller.until(await caller.trigger("ask", question="?"), "submitted")
+        [refused] = await caller.until(await caller.trigger("ingest", source="s3://x"))
+
+    assert states(run) == ["submitted"]
+    assert "argo" in refused.message

@@ -343,6 +343,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("entrypoint:", "clusterSelector: {a: b}\n  entrypoint:", "line 6: spec.clusterSelector: is not allowed"),
         ("entrypoint:", "shutdownAfterJobFinishes: false\n  entrypoint:", "spec.shutdownAfterJobFinishes: must not"),
         ("entrypoint:", "submissionMode: InteractiveMode\n  entrypoint:", "spec.submissionMode: must not be"),
+        ("entrypoint:", "deletionStrategy: {}\n  entrypoint:", "spec.deletionStrategy: is not allowed"),
+        ("labels:", "labels: {kueue.x-k8s.io/queue-name: q}, x:", "metadata.labels.kueue.x-k8s.io/queue-name: is not"),
         ("rayClusterSpec", "rayCluster", "line 5: spec.rayClusterSpec: is required"),
         ("headGroupSpec", "head", "spec.rayClusterSpec.headGroupSpec.template.spec.containers: has to have"),
         ("[{name: worker, image: ray}]", "[]", "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers: has"),

@@ -70,25 +70,25 @@ class Argo(ResourceEngine):
         """How a workflow ended, from the Argo server, which looks into its archive by itself."""
         if self._server is None:
             return None
+        workflow = f"{namespace}/{name}"
         try:
-            found = await self._server.get(f"/api/v1/workflows/{quote(namespace)}/{quote(name)}")
-            ended = self.observe(found)
+            ended = await self._archived(self._server, f"/api/v1/workflows/{quote(namespace)}/{quote(name)}")
         except UpstreamError as error:
-            if error.status == 404 or self._given_up(f"{namespace}/{name}", error):
-                return None
-            raise
-        except (KeyError, TypeError, AttributeError):
-            raise self._server.nonsense("a workflow that is none") from None
-        self._unanswered.pop(f"{namespace}/{name}", None)
-        if not ended.status.final:  # it reads from a cache of its own
-            raise self._server.nonsense("a workflow that goes on, and is gone from Kubernetes")
+            since = self._unanswered.setdefault(workflow, time.monotonic())
+            if error.retryable and time.monotonic() - since < ASK_FOR:
+                raise
+            if error.status != 404:
+                log.warning("archive_not_readable", workflow=workflow, error=error.message)
+            ended = None
+        self._unanswered.pop(workflow, None)
         return ended
 
-    def _given_up(self, workflow: str, error: UpstreamError) -> bool:
-        """Whether the server has refused, or has failed for too long, to tell of a workflow."""
-        since = self._unanswered.setdefault(workflow, time.monotonic())
-        if error.retryable and time.monotonic() - since < ASK_FOR:
-            return False
-        del self._unanswered[workflow]
-        log.warning("archive_not_readable", workflow=workflow, error=error.message)
-        return True
+    async def _archived(self, server: Api, path: str) -> Observed:
+        found = await server.get(path)
+        try:
+            ended = self.observe(found)
+        except (KeyError, TypeError, AttributeError):
+            raise server.nonsense("a workflow that is none") from None
+        if not ended.status.final:  # it reads from a cache of its own
+            raise server.nonsense("a workflow that goes on, and is gone from Kubernetes")
+        return ended
