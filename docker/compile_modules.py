@@ -21,6 +21,10 @@ UNCHECKED = (0b01).to_bytes(4, "little")
 """Bytecode that belongs to a source by its hash, which is not compared when it is loaded. Source: PEP 552."""
 
 
+CHECKED_ONLY = ("pydantic_core/core_schema.py",)
+"""Modules whose classes declare what type checkers alone read: here a hundred kinds of dictionaries."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the folder that will be / in the image")
@@ -46,7 +50,8 @@ def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
 
 def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_source: bool) -> None:
     text = source.read_bytes()
-    tree = Bare(versions, keep_annotations=keep_source).visit(ast.parse(text, name))
+    bare = Bare(versions, keep_annotations=keep_source, declare=not name.endswith(CHECKED_ONLY))
+    tree = bare.visit(ast.parse(text, name))
     code = compile(tree, name, "exec", dont_inherit=True, optimize=0)
     if not keep_source:
         code = without_columns(code)
@@ -100,11 +105,13 @@ class Bare(ast.NodeTransformer):
 
     Args:
         versions: by the packages' names.
+        declare: whether attributes of classes are declared, rather than assigned.
     """
 
-    def __init__(self, versions: Mapping[str, str], *, keep_annotations: bool) -> None:
+    def __init__(self, versions: Mapping[str, str], *, keep_annotations: bool, declare: bool) -> None:
         self.versions = versions
         self.keep_annotations = keep_annotations
+        self.declare = declare
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
         """Where a module asks for a version when it is imported, in `try` as it may not be installed, a tenth of a
@@ -137,7 +144,13 @@ class Bare(ast.NodeTransformer):
                     parameter.annotation = None
         return self.undocumented(node)
 
-    visit_Module = visit_ClassDef = undocumented  # noqa: N815 - ast's names
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        if not self.declare:
+            kept = [part for part in node.body if not isinstance(part, ast.AnnAssign) or part.value is not None]
+            node.body = kept or [ast.copy_location(ast.Pass(), node)]
+        return self.undocumented(node)
+
+    visit_Module = undocumented  # noqa: N815 - ast's names
     visit_FunctionDef = visit_AsyncFunctionDef = function  # noqa: N815
 
 

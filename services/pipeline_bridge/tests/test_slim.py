@@ -1,4 +1,4 @@
-"""kubernetes-asyncio's loaders without the rest of it, each time in a process of its own: what is imported is global."""
+"""kubernetes-asyncio's loaders without the rest of it, each in a process of its own: what is imported is global."""
 
 import subprocess
 import sys

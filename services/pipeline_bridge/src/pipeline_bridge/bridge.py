@@ -177,7 +177,7 @@ class Bridge:
             raise _given_up()
         if observed is None:
             with tracing.span(f"submit {run.engine}", "internal", {"pipeline.name": run.pipeline}):
-                observed = await retried(lambda: uncut(engine.submit(run)), ctx, "submit_failed")
+                observed = await self._submitted(engine, run, ctx)
         queued = ctx.timings.as_dict()
         await log.tell(
             RunStatus.SUBMITTED,
@@ -186,6 +186,25 @@ class Bridge:
             timings={"queue_ms": queued.get("queue_ms", 0.0)},
         )
         ctx.log.info("run_submitted", pipeline=run.pipeline, engine=run.engine, run_id=observed.run_id)
+
+    async def _submitted(self, engine: Engine, run: Run, ctx: Context[None]) -> Observed:
+        tries = 0
+
+        async def submit() -> Observed:
+            nonlocal tries
+            tries += 1
+            return await uncut(engine.submit(run))
+
+        try:
+            return await retried(submit, ctx, "submit_failed")
+        except HandlerError:
+            if tries == 1:
+                raise
+            # What is refused now may have been done by an earlier try, although that failed.
+            found = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
+            if found is None:
+                raise
+            return found
 
     async def _follow(self, run: Run, log: RunLog, run_id: str) -> None:
         """Tell each change of the run's state until its last."""

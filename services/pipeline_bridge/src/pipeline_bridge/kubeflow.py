@@ -58,7 +58,12 @@ class Kubeflow:
             return await self._only(run, found)
         created = await self._api.create(run)
         await asyncio.sleep(self._settle)
-        return await self._only(run, await self._api.named(run) or [created])
+        try:
+            return await self._only(run, await self._api.named(run) or [created])
+        except UpstreamError as error:  # whatever is refused here, the run was not
+            raise UpstreamError(
+                error.message, outcome=error.outcome, status=error.status, retry_after=error.retry_after
+            ) from None
 
     async def describe(self, run: Run, run_id: str = "") -> Observed | None:
         """The run as it is now; None when there is none. Of several of one name the oldest stays, as with `submit`."""

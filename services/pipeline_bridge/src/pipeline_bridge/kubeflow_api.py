@@ -163,7 +163,13 @@ class KubeflowApi:
         listed: list[Object] = []
         kind = path.rpartition("/")[2]
         for _ in range(_PAGES):
-            page = await self._api.get(f"{_ROOT}/{path}", query)
+            try:
+                page = await self._api.get(f"{_ROOT}/{path}", query)
+            except UpstreamError as error:
+                if error.status != 404 or path != kind:
+                    raise
+                # There is such a list, if an empty one: this was a proxy that lost its way.
+                raise UpstreamError(error.message, outcome=error.outcome, status=404) from None
             listed += _objects(page.get("pipeline_versions" if kind == "versions" else kind))
             if not (token := page.get("next_page_token")):
                 break

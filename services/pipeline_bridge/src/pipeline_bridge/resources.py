@@ -157,6 +157,7 @@ class Resources:
                 for task in tasks:
                     task.cancel()
             self._listed.clear()
+            self._known.clear()  # nobody keeps it up to date
 
     async def _keep_watching(self) -> None:
         failures = 0
