@@ -334,7 +334,7 @@ async def test_a_refusal_of_the_engine_is_final_and_says_why(
     assert len(await caller.letters()) == 1
 
 
-async def test_the_end_is_copied_to_where_the_caller_says(
+async def test_every_end_is_copied_to_the_inbox_that_the_caller_names(
     nc: Connection, caller: Caller, cluster: RunningCluster, settings: SettingsFor
 ) -> None:
     copies: list[PipelineStatus] = []
@@ -342,15 +342,30 @@ async def test_the_end_is_copied_to_where_the_caller_says(
     async def on_copy(message: Any) -> None:
         copies.append(decode(message.data, PipelineStatus))
 
-    await nc.subscribe("_INBOX.mine.7", cb=on_copy)
+    await nc.subscribe("_INBOX.mine.*", cb=on_copy)
+    queued = await caller.trigger("ingest", source="s3://x", response_subject="_INBOX.mine.1")
+    await caller.cancel(queued)
     async with serving(service, settings()):
-        request_id = await caller.trigger("ingest", source="s3://x", response_subject="_INBOX.mine.7")
+        [canceled] = await caller.until(queued)
+        [refused] = await caller.until(await caller.trigger("ingest", response_subject="_INBOX.mine.2"))
+        request_id = await caller.trigger("ingest", source="s3://x", response_subject="_INBOX.mine.3")
         await caller.until(request_id, "submitted")
         cluster.workflows.advance(run_name("ingest", request_id), "Succeeded")
         told = await caller.until(request_id)
-        await until(lambda: copies, "the copy arrives")
+        await until(lambda: len(copies) == 3, "the copies arrive")
 
-    assert copies == [told[-1]]
+    assert copies == [canceled, refused, told[-1]]
+
+
+async def test_nobody_can_tell_the_end_of_anothers_run(caller: Caller, settings: SettingsFor) -> None:
+    async with serving(service, settings()):
+        theirs = await caller.trigger("ingest", source="s3://x")
+        await caller.until(theirs, "submitted")
+        forged = await caller.trigger("none", response_subject=f"ai.pipeline.status.{theirs}")
+        [refused] = await caller.until(forged)
+
+    assert states(await caller.statuses(theirs)) == ["submitted"]
+    assert "response_subject" in refused.message
 
 
 async def test_the_catalogue_is_told_to_whom_it_is_for(nc: Connection, caller: Caller, settings: SettingsFor) -> None:

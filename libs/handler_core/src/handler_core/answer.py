@@ -88,7 +88,7 @@ class Answer(Generic[R]):
         self._family = family
         self._attempt = attempt
         self._streaming = streaming
-        self._copy_to = writable(nc, family.prefix, copy_to) if copy_to else None
+        self._copy_to = _writable(nc, family.prefix, copy_to) if copy_to else None
         self._headers = {**(headers or {}), SOURCE: source}
         self._final = f"evt.{family.prefix}.{request_id}"
         self._stream = f"evt.{family.prefix}.stream.{request_id}"
@@ -316,14 +316,19 @@ class Answer(Generic[R]):
         raise AssertionError("unreachable")
 
 
-def writable(nc: Connection, family_prefix: str, subject: str) -> str:
+def inbox(nc: Connection, subject: str) -> bool:
+    """Whether a caller may have a copy sent to this subject because it is an inbox, and none of ours."""
+    return _INBOX(subject) is not None and not nc.owns(subject)
+
+
+def _writable(nc: Connection, family_prefix: str, subject: str) -> str:
     """The subject on which a copy for `subject` is published; a caller may name an inbox or the family's own.
 
     Raises:
         InvalidRequest: it names another one.
     """
     prefix = f"ai.{family_prefix}."
-    if _INBOX(subject) and not nc.owns(subject):
+    if inbox(nc, subject):
         return subject
     if subject.startswith(prefix) and is_token(subject.removeprefix(prefix)):
         return "evt." + subject.removeprefix("ai.")

@@ -43,9 +43,7 @@ def ls(
     run_command(ls(settings(), name, user, wait, long=long, json=json))
 
 
-@app.command(
-    epilog="Example: [bold]handlers pipeline run document-ingestion -p source=s3://x -p chunk_tokens=256[/]"
-)
+@app.command(epilog="Example: [bold]handlers pipeline run document-ingestion -p source=s3://x -p chunk_tokens=256[/]")
 def run(
     name: Annotated[str, typer.Argument(help="A pipeline of `handlers pipeline ls`.", metavar="NAME")],
     parameter: Annotated[

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from handler_core import tracing
-from handler_core.answer import writable
+from handler_core.answer import inbox
 from handler_core.codec import encode, unpack, validate
 from handler_core.context import Context
 from handler_core.contract.errors import ErrorType
@@ -23,6 +23,7 @@ from handler_core.errors import (
     DeadlineExceeded,
     HandlerError,
     Internal,
+    InvalidRequest,
     NotFound,
     Transient,
     from_info,
@@ -98,6 +99,12 @@ class Bridge:
             ctx.log.info("trigger_repeated", reason="the run of another message with this request id is followed")
         finally:
             self.followed -= 1
+            await self._copy(body.get("response_subject"), ctx, log)
+
+    async def _copy(self, subject: Any, ctx: Context[None], log: RunLog) -> None:
+        """Send the final status to the inbox that the trigger names, too; again with each delivery that finds it."""
+        if log.last is not None and log.last.status.final and isinstance(subject, str) and inbox(self._nc, subject):
+            await self._nc.publish(subject, encode(log.last), headers=ctx.trace_headers)
 
     async def _end(
         self, request: TriggerRequest | None, wrong: HandlerError | None, ctx: Context[None], log: RunLog
@@ -109,11 +116,10 @@ class Bridge:
                 raise wrong or Internal("no request")
             if log.run is not None and log.run.engine not in self._engines:
                 raise Transient(f"this bridge has no access to {log.run.engine}: another one has to follow the run")
-            copy_to = request.response_subject and writable(self._nc, "pipeline.status", request.response_subject)
+            if request.response_subject and not inbox(self._nc, request.response_subject):
+                raise InvalidRequest("response_subject: has to be an _INBOX", stage="decode")
             await retried(lambda: self._see_through(request, ctx, log), ctx, "nats_awaited")
             self._count(ctx, log)
-            if copy_to and log.last is not None:
-                await self._nc.publish(copy_to, encode(log.last), headers=ctx.trace_headers)
         except (Ended, Repeated):
             raise
         except HandlerError as error:
