@@ -166,7 +166,7 @@ AI_PIPELINE_STATUS = Stream(
     "AI_PIPELINE_STATUS",
     ("evt.pipeline.>",),
     retention="limits",
-    max_bytes=2048 * MiB,  # the record of a run may have 64 KiB of parameters
+    max_bytes=1024 * MiB,  # the record of a run may have 64 KiB of parameters
     max_age=45 * 24 * 3600,  # what is known of a run must not be forgotten before its trigger is
     max_msgs_per_subject=50,
     republish=Republish("evt.pipeline.status.*", "ai.pipeline.status.{{wildcard(1)}}"),
