@@ -1,8 +1,8 @@
 """Turns modules into bytecode that is loaded as it is: no source beside it, no time stamp to check.
 
-What nobody reads in a container and every process would hold is left out: docstrings, and annotations of functions that
-have no decorator (those of classes make dataclasses and models, and stay; so do assertions), the columns that code
-came from, and the search for a package's own version. Tracebacks still name files, lines and functions. With
+What nobody reads in a container and every process would hold is left out: docstrings, what is for type checkers, the
+annotations of functions (those of classes make dataclasses and models, and stay; so do assertions), the columns that
+code came from, and the search for a package's own version. Tracebacks still name files, lines and functions. With
 `--keep-sources` all is kept but docstrings: tracebacks show the text of the lines as well, and what our own handlers
 take is told by their annotations.
 """
@@ -21,8 +21,13 @@ UNCHECKED = (0b01).to_bytes(4, "little")
 """Bytecode that belongs to a source by its hash, which is not compared when it is loaded. Source: PEP 552."""
 
 
-CHECKED_ONLY = ("pydantic_core/core_schema.py",)
-"""Modules whose classes declare what type checkers alone read: here a hundred kinds of dictionaries."""
+INDIFFERENT = {
+    "abstractmethod", "asynccontextmanager", "cache", "cached_property", "classmethod", "contextmanager", "deleter",
+    "deprecated", "final", "getter", "lru_cache", "property", "reify", "setter", "staticmethod", "wraps",
+}  # fmt: skip
+"""Decorators that make the same of a function with and without annotations; `functools.singledispatch` does not."""
+UNTYPED = ("pydantic_core/core_schema.py",)
+"""Modules that declare kinds of dictionaries, here a hundred, of which nothing is read while they run."""
 
 
 def main() -> None:
@@ -50,7 +55,7 @@ def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
 
 def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_source: bool) -> None:
     text = source.read_bytes()
-    bare = Bare(versions, keep_annotations=keep_source, declare=not name.endswith(CHECKED_ONLY))
+    bare = Bare(versions, keep_annotations=keep_source, untyped=name.endswith(UNTYPED))
     tree = bare.visit(ast.parse(text, name))
     code = compile(tree, name, "exec", dont_inherit=True, optimize=0)
     if not keep_source:
@@ -101,17 +106,18 @@ def _number(value: int) -> bytes:
 
 
 class Bare(ast.NodeTransformer):
-    """Removes docstrings and, unless told to keep them, annotations of functions; answers what version a package is.
+    """Removes docstrings and, unless told to keep them, annotations of functions and what is for type checkers; answers
+    what version a package is.
 
     Args:
         versions: by the packages' names.
-        declare: whether attributes of classes are declared, rather than assigned.
+        untyped: whether `dict` stands for each kind of it that the module declares.
     """
 
-    def __init__(self, versions: Mapping[str, str], *, keep_annotations: bool, declare: bool) -> None:
+    def __init__(self, versions: Mapping[str, str], *, keep_annotations: bool, untyped: bool) -> None:
         self.versions = versions
         self.keep_annotations = keep_annotations
-        self.declare = declare
+        self.unchecked = {"TypedDict"} if untyped else None
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
         """Where a module asks for a version when it is imported, in `try` as it may not be installed, a tenth of a
@@ -134,8 +140,10 @@ class Bare(ast.NodeTransformer):
         return node
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
-        # What a decorator makes of a function may depend on them, as `functools.singledispatch` does.
-        if not self.keep_annotations and not node.decorator_list:
+        decorators = {_last_name(decorator) for decorator in node.decorator_list}
+        if not self.keep_annotations and "overload" in decorators:
+            return ast.copy_location(ast.Pass(), node)
+        if not self.keep_annotations and decorators <= INDIFFERENT:
             node.returns = None
             parameters = node.args
             every = [*parameters.posonlyargs, *parameters.args, *parameters.kwonlyargs]
@@ -144,14 +152,30 @@ class Bare(ast.NodeTransformer):
                     parameter.annotation = None
         return self.undocumented(node)
 
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        if not self.keep_annotations and _last_name(node.test) == "TYPE_CHECKING":
+            return node.orelse or ast.copy_location(ast.Pass(), node)
+        return node
+
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        if not self.declare:
-            kept = [part for part in node.body if not isinstance(part, ast.AnnAssign) or part.value is not None]
-            node.body = kept or [ast.copy_location(ast.Pass(), node)]
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        if self.unchecked is not None and bases and self.unchecked.issuperset(bases):
+            self.unchecked.add(node.name)
+            return ast.copy_location(ast.parse(f"{node.name} = dict").body[0], node)
         return self.undocumented(node)
 
     visit_Module = undocumented  # noqa: N815 - ast's names
     visit_FunctionDef = visit_AsyncFunctionDef = function  # noqa: N815
+
+
+def _last_name(expression: ast.expr) -> str:
+    """`overload` of `typing.overload`, `wraps` of `wraps(function)`."""
+    if isinstance(expression, ast.Call):
+        expression = expression.func
+    if isinstance(expression, ast.Attribute):
+        return expression.attr
+    return expression.id if isinstance(expression, ast.Name) else ""
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -18,10 +18,12 @@ DYNAMIC = STDLIB / "lib-dynload"
 USER = 65532
 
 # Of the standard library: what is for developers, for terminals and desktops, or belongs to files that no service has.
+# A compression that nobody is asked for would be set up by aiohttp.
 UNUSED = {
-    "__phello__", "_pyrepl", "antigravity.py", "cProfile.py", "curses", "dbm", "doctest.py", "ensurepip", "idlelib",
-    "mailbox.py", "pdb.py", "pickletools.py", "profile.py", "profiling", "pydoc.py", "pydoc_data", "site-packages",
-    "sqlite3", "test", "this.py", "tkinter", "turtle.py", "turtledemo", "venv", "wsgiref", "xmlrpc",
+    "__phello__", "_pyrepl", "antigravity.py", "cProfile.py", "compression/zstd", "curses", "dbm", "doctest.py",
+    "ensurepip", "idlelib", "mailbox.py", "pdb.py", "pickletools.py", "profile.py", "profiling", "pydoc.py",
+    "pydoc_data", "site-packages", "sqlite3", "test", "this.py", "tkinter", "turtle.py", "turtledemo", "venv",
+    "wsgiref", "xmlrpc",
 }  # fmt: skip
 UNUSED_DYNAMIC = re.compile(
     # Multibyte codecs other than UTF-8 are loaded by name, by nothing here; nor is a running process examined.
@@ -61,7 +63,9 @@ def standard_library() -> Iterator[Path]:
     """The modules that are kept; those byte-compiled are made afresh later."""
     for path in STDLIB.rglob("*"):
         inside = path.relative_to(STDLIB)
-        if inside.parts[0] in UNUSED or inside.parts[0].startswith("config-") or "__pycache__" in inside.parts:
+        if UNUSED & {inside.parts[0], "/".join(inside.parts[:2])} or "__pycache__" in inside.parts:
+            continue
+        if inside.parts[0].startswith("config-"):
             continue
         if path.parent == DYNAMIC and UNUSED_DYNAMIC.match(path.name):
             continue

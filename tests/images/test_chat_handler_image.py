@@ -4,54 +4,31 @@ import asyncio
 import json
 import subprocess
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import aiohttp
 import pytest
 
-from handler_core import streams
 from handler_core.contract.chat import CHAT, ChatRequest
-from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, ask, connection, free_port, nats_server, process, until
-from handler_core.testing_images import Container, Engine, NoEngine, image_name
+from handler_core.testing import NatsServer, ask, connection, free_port, process
+from handler_core.testing_images import NOBODY_NEEDS, PYTHON, Engine, answers, importing
 from handler_core.testing_imports import offenders, probe
 from handler_core.testing_milvus import milvus_lite_server
 from handler_core.vectors import Row, VectorStore
 
-IMAGE = image_name("chat_handler")
 NOWHERE = "http://127.0.0.1:9"
 NEVER = [
     "pandas", "numpy", "pymilvus", "kubernetes", "kubernetes_asyncio", "requests", "opentelemetry", "typer", "rich",
     "handler_core.otlp", "unittest", "stamina", "tenacity", "nkeys", "nacl", "pydantic.networks", "multiprocessing",
     "xml", "tarfile",
 ]  # fmt: skip
-ABSENT = ["sh", "bash", "apt", "dpkg", "pip", "perl"]
 
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
-    try:
-        engine = Engine.find()
-    except NoEngine as error:
-        pytest.skip(str(error))
-    if engine.inspect(IMAGE) is None:
-        pytest.skip(f"there is no image {IMAGE} here: make images")
-    return engine
-
-
-@pytest.fixture(scope="session")
-def nats() -> Iterator[NatsServer]:
-    with nats_server() as server:
-        asyncio.run(_provision(server.url))
-        yield server
-
-
-async def _provision(url: str) -> None:
-    async with connection(url) as nc:
-        await streams.apply(Api(nc))
+def image(image_of: Callable[[str], str]) -> str:
+    return image_of("chat_handler")
 
 
 @pytest.fixture(scope="session")
@@ -79,35 +56,17 @@ async def _fill(uri: str, models: str) -> None:
         await store.upsert("documents", [Row("cactus", text, "plants.md", "hash", {"rank": 1}, vector)])
 
 
-async def answers(url: str) -> None:
-    """Wait until there is a 200."""
-
-    async def condition() -> bool:
-        try:
-            async with aiohttp.ClientSession() as session, session.get(url) as answer:
-                return answer.status == 200
-        except aiohttp.ClientError:
-            return False
-
-    await until(condition, f"{url} answers", timeout=60)
-
-
 def environment(nats: NatsServer, port: int, models: str = NOWHERE, milvus: str = NOWHERE) -> dict[str, str]:
     urls = dict.fromkeys(("LLM_URL", "EMBEDDINGS_URL", "RERANKER_URL"), models)
     return {**urls, "MILVUS_URI": milvus, "NATS_URL": nats.url, "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port)}
 
 
-async def ended(container: Container) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr after SIGTERM."""
-    return await asyncio.to_thread(container.stop)
-
-
 async def test_it_answers_with_embedding_search_reranker_and_llm_and_ends_in_order(
-    engine: Engine, nats: NatsServer, models: str, milvus: str
+    engine: Engine, image: str, nats: NatsServer, models: str, milvus: str
 ) -> None:
     port = free_port()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with engine.running(IMAGE, environment(nats, port, models, milvus), **pipes) as container:
+    with engine.running(image, environment(nats, port, models, milvus), **pipes) as container:
         await answers(f"http://127.0.0.1:{port}/readyz")
         async with connection(nats.url) as nc:
             request = ChatRequest(
@@ -115,8 +74,8 @@ async def test_it_answers_with_embedding_search_reranker_and_llm_and_ends_in_ord
                 filter={"rank": 1},
             )  # fmt: skip
             answered = await ask(nc, CHAT, "ai.chat.request", request)
-        user = Path(f"/proc/{container.pid}/status").read_text().partition("\nUid:")[2].split()[0]
-        code, out, logged = await ended(container)
+        user = container.user
+        code, out, logged = await container.ended()
     response = answered.response
     assert response.error is None
     assert "water" in response.response
@@ -130,60 +89,44 @@ async def test_it_answers_with_embedding_search_reranker_and_llm_and_ends_in_ord
     assert {line["level"] for line in lines} == {"info"}
 
 
-async def test_ready_it_has_loaded_nothing_that_it_does_not_need(engine: Engine, nats: NatsServer) -> None:
-    port, options = free_port(), ("--entrypoint", "/usr/bin/python3")
+async def test_ready_it_has_loaded_nothing_that_it_does_not_need(engine: Engine, image: str, nats: NatsServer) -> None:
+    port = free_port()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with engine.running(
-        IMAGE, environment(nats, port), "-c", probe("chat_handler"), options=options, **pipes
+        image, environment(nats, port), "-c", probe("chat_handler"), options=PYTHON, **pipes
     ) as container:
         await answers(f"http://127.0.0.1:{port}/readyz")
-        _, out, _ = await ended(container)
+        _, out, _ = await container.ended()
     assert offenders(out, NEVER) == []
 
 
-async def test_with_a_collector_named_it_exports(engine: Engine, nats: NatsServer) -> None:
+async def test_with_a_collector_named_it_exports(engine: Engine, image: str, nats: NatsServer) -> None:
     port = free_port()
     variables = {**environment(nats, port), "OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE}
-    options = ("--entrypoint", "/usr/bin/python3")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with engine.running(IMAGE, variables, "-c", probe("chat_handler"), options=options, **pipes) as container:
+    with engine.running(image, variables, "-c", probe("chat_handler"), options=PYTHON, **pipes) as container:
         await answers(f"http://127.0.0.1:{port}/readyz")
-        code, out, _ = await ended(container)
+        code, out, _ = await container.ended()
     assert code == 0
     assert offenders(out, ["opentelemetry.exporter"])
 
 
-async def test_every_module_in_it_can_be_imported_but_those_of_uses_it_does_not_have(engine: Engine) -> None:
-    """Lazy imports show what is missing only when it is used: so here all of it is imported, eagerly."""
-    code = (
-        "import importlib, pkgutil, handler_core, chat_handler\n"
-        "for package in (handler_core, chat_handler):\n"
-        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
-        "        if not module.name.endswith('__main__'):\n"
-        "            importlib.import_module(module.name)\n"
-    )
-    options = ("--entrypoint", "/usr/bin/python3")
-    with engine.running(IMAGE, {}, "-c", code, options=options, stderr=subprocess.PIPE) as container:
-        _, said = await asyncio.to_thread(container.process.communicate)
-    assert (container.process.returncode, said) == (0, "")
+async def test_every_module_in_it_can_be_imported_but_those_of_uses_it_does_not_have(
+    engine: Engine, image: str
+) -> None:
+    assert await engine.run(image, importing("handler_core", "chat_handler")) == (0, "", "")
 
 
-async def test_it_has_no_shell_and_no_package_manager(engine: Engine) -> None:
-    code = f"import shutil; print([name for name in {ABSENT} if shutil.which(name)])"
-    options = ("--entrypoint", "/usr/bin/python3")
-    with engine.running(IMAGE, {}, "-c", code, options=options, stdout=subprocess.PIPE) as container:
-        out, _ = await asyncio.to_thread(container.process.communicate)
-    assert out == "[]\n"
+async def test_it_has_no_shell_and_no_package_manager(engine: Engine, image: str) -> None:
+    code = f"import shutil; print([name for name in {NOBODY_NEEDS} if shutil.which(name)])"
+    assert await engine.run(image, code) == (0, "[]\n", "")
 
 
-async def test_it_trusts_public_certificate_authorities(engine: Engine) -> None:
+async def test_it_trusts_public_certificate_authorities(engine: Engine, image: str) -> None:
     code = (
         "import glob, ssl, requests.certs\n"
         "context = ssl.create_default_context(); context.load_verify_locations(requests.certs.where())\n"
         "assert len(context.get_ca_certs()) > 100, context.get_ca_certs()\n"
         "assert len(glob.glob(ssl.get_default_verify_paths().capath + '/*.[0-9]')) > 100\n"
     )
-    options = ("--entrypoint", "/usr/bin/python3")
-    with engine.running(IMAGE, {}, "-c", code, options=options, stderr=subprocess.PIPE) as container:
-        _, said = await asyncio.to_thread(container.process.communicate)
-    assert (container.process.returncode, said) == (0, "")
+    assert await engine.run(image, code) == (0, "", "")

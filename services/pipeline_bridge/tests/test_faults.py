@@ -1,4 +1,4 @@
-"""What goes wrong around the bridge, and what must not come of it: a second run, a lost one, an end that is not true."""
+"""What goes wrong around the bridge, and what must not come of it: a second run, a lost one, an end that is untrue."""
 
 import asyncio
 import signal
@@ -17,6 +17,7 @@ from handler_core.testing import NatsServer, serving, until
 from local_cluster.store import WORKFLOWS
 from local_cluster.testing import RunningCluster
 from pipeline_bridge import bridge
+from pipeline_bridge import cluster as cluster_module
 from pipeline_bridge.engine import run_name
 from pipeline_bridge.log import RunLog
 from pipeline_bridge.service import service
@@ -268,3 +269,79 @@ async def test_a_refusal_of_a_stale_worker_does_not_end_the_run_that_a_later_one
             await stale.tell(RunStatus.ERROR, error=Internal("no such pipeline").info())
 
     assert states(await caller.statuses(request_id)) == ["submitted"]
+
+
+async def test_workflows_too_large_for_one_list_are_listed_in_smaller_parts(
+    caller: Caller, cluster: RunningCluster, settings: SettingsFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "MAX_ANSWER", 100_000)
+    async with serving(service, settings()):
+        ids = [await caller.trigger("ingest", source=f"s3://{number}") for number in range(8)]
+        for request_id in ids:
+            await caller.until(request_id, "submitted")
+    for request_id in ids:
+        nodes = {"status": {"nodes": {"a": "x" * 40_000}}}
+        cluster.store.merge_patch(WORKFLOWS, "pipelines", run_name("ingest", request_id), nodes)
+    async with serving(service, settings()):
+        for request_id in ids:
+            cluster.workflows.advance(run_name("ingest", request_id), "Succeeded")
+        for request_id in ids:
+            assert states(await caller.until(request_id))[-1] == "succeeded"
+
+
+async def test_a_worker_that_waits_for_the_engine_submits_nothing_once_another_has_told_the_end(
+    nc: Connection, caller: Caller, cluster: RunningCluster, settings: SettingsFor
+) -> None:
+    cluster.faults.add(match={"method": "POST", "path": "/workflows$"}, status=503)
+    async with serving(service, settings()) as runtime:
+        request_id = await caller.trigger("ingest", source="s3://x")
+        await until(lambda: any(call.startswith("POST") for call in cluster.calls), "the engine has refused")
+        other = await other_worker(nc, request_id, 2)
+        await other.tell(RunStatus.CANCELED, error=Canceled("canceled").info())
+        await until(lambda: "handler_pipeline_runs 0" in runtime.metrics.render(), "the trigger is left alone")
+
+    assert cluster.store.objects(WORKFLOWS) == []
+
+
+async def test_rollouts_while_the_engine_is_away_do_not_count_as_deaths(
+    caller: Caller, cluster: RunningCluster, settings: SettingsFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "ATTEMPTS", 2)
+    cluster.faults.add(match={"path": "/workflows"}, status=503, times=None)
+    request_id = await caller.trigger("ingest", source="s3://x")
+    for _ in range(4):
+        before = cluster.calls.total()
+        async with serving(service, settings()):
+            await until(lambda before=before: cluster.calls.total() > before, "the engine is asked")
+            await asyncio.sleep(0.05)  # and answers
+    cluster.faults.clear()
+    async with serving(service, settings()):
+        told = await caller.until(request_id, "submitted", "error")
+
+    assert states(told) == ["submitted"]
+
+
+async def test_a_run_that_is_there_and_must_not_be_looked_at_is_waited_for(
+    caller: Caller, cluster: RunningCluster, settings: SettingsFor
+) -> None:
+    cluster.faults.add(match={"method": "POST", "path": "/workflows$"}, status=409)
+    cluster.faults.add(match={"method": "GET", "path": "/workflows/"}, status=403)
+    async with serving(service, settings()):
+        told = await caller.until(await caller.trigger("ingest", source="s3://x"), "submitted", "error")
+
+    assert states(told) == ["submitted"]
+
+
+async def test_a_worker_that_was_left_behind_while_the_engine_refused_adds_nothing_to_the_end(
+    nc: Connection, caller: Caller, cluster: RunningCluster, settings: SettingsFor
+) -> None:
+    cluster.faults.add(match={"method": "POST", "path": "/workflows$"}, drop_response=True)
+    async with serving(service, settings()) as runtime:
+        request_id = await caller.trigger("ingest", source="s3://x")
+        await until(lambda: cluster.store.objects(WORKFLOWS), "the run was made, and its maker does not know it")
+        other = await other_worker(nc, request_id, 2)
+        await other.tell(RunStatus.SUBMITTED, run_id=run_name("ingest", request_id))
+        await other.tell(RunStatus.SUCCEEDED)
+        await until(lambda: "handler_pipeline_runs 0" in runtime.metrics.render(), "the trigger is left alone")
+
+    assert states(await caller.statuses(request_id)) == ["submitted", "succeeded"]

@@ -686,3 +686,19 @@ async def test_a_pod_follows_a_run_over_tls_by_its_service_account(
                     await expect(changes, "a", "Running")
         finally:
             await cluster.close()
+
+
+async def test_what_was_seen_while_another_run_was_followed_is_not_told_once_nobody_watches(
+    runs: Runs, cluster: Cluster
+) -> None:
+    runs.make("r1")
+    runs.make("r2")
+    resources = workflows(cluster)
+    async with serving(resources):
+        with resources.follow("r1") as changes:
+            await expect(changes, "r1", "Pending")
+            await runs.watched()
+        await until(lambda: runs.faults.open[WATCH] == 0, "nobody watches")
+        runs.move("r2", "Running")
+        with resources.follow("r2") as changes:
+            await expect(changes, "r2", "Running")

@@ -1,16 +1,13 @@
 """`/livez`, `/readyz` and `/metrics` over HTTP, for probes and scrapers."""
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Callable
 
-import structlog
-from aiohttp import web
-
+from handler_core.pages import Page, Pages
 from handler_core.telemetry import Metrics
-
-log = structlog.get_logger("handler_core.health")
 
 Check = Callable[[], str]
 """Says what is wrong, or nothing: an empty string."""
@@ -40,7 +37,7 @@ class Health:
         self._lag = 0.0
         self._due = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._runner: web.AppRunner | None = None
+        self._pages = Pages({"/livez": self._live, "/readyz": self._readiness, "/metrics": self._scrape})
         metrics.gauge("handler_loop_lag_seconds", "How late the event loop ran last.", lambda: self._lag)
         self.alive["loop"] = self._check_loop
 
@@ -50,23 +47,15 @@ class Health:
         Raises:
             OSError: the port is taken.
         """
-        app = web.Application()
-        app.router.add_get("/livez", self._live)
-        app.router.add_get("/readyz", self._readiness)
-        app.router.add_get("/metrics", self._scrape)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
+        port = await self._pages.start(host, port)
         self._due = time.monotonic()
         self._measure_lag()
-        return int(self._runner.addresses[0][1])
+        return port
 
     async def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._pages.stop()
 
     def _measure_lag(self) -> None:
         now = time.monotonic()
@@ -78,19 +67,18 @@ class Health:
         lag = max(self._lag, time.monotonic() - self._due)
         return f"the event loop lags by {lag:.1f} s" if lag > MAX_LAG else ""
 
-    async def _live(self, _: web.Request) -> web.Response:
+    def _live(self) -> Page:
         return self._answer(self.alive)
 
-    async def _readiness(self, _: web.Request) -> web.Response:
+    def _readiness(self) -> Page:
         return self._answer(self.ready)
 
     @staticmethod
-    def _answer(checks: dict[str, Check]) -> web.Response:
+    def _answer(checks: dict[str, Check]) -> Page:
         results = {name: check() or "ok" for name, check in checks.items()}
         good = all(result == "ok" for result in results.values())
-        return web.json_response(
-            {"status": "ok" if good else "unavailable", "checks": results}, status=200 if good else 503
-        )
+        text = json.dumps({"status": "ok" if good else "unavailable", "checks": results})
+        return Page(200 if good else 503, "application/json", text)
 
-    async def _scrape(self, _: web.Request) -> web.Response:
-        return web.Response(text=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+    def _scrape(self) -> Page:
+        return Page(200, "text/plain; version=0.0.4", self._metrics.render())

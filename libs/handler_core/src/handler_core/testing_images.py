@@ -4,6 +4,7 @@
 `CONTAINER_OPTIONS` adds options to each `run`.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,19 +14,54 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import aiohttp
+
+from handler_core.testing import until
+
 PREFIX = "slim-handlers/"
+START_TIMEOUT = 60.0
 STOP_TIMEOUT = 40.0
+PYTHON = ("--entrypoint", "/usr/bin/python3")
+"""Options for `running` code of one's own in an image, by `-c`."""
+NOBODY_NEEDS = ["sh", "bash", "apt", "dpkg", "pip", "perl"]
+"""Commands that no image has."""
 
 
 class NoEngine(Exception):
-    """No docker or podman here."""
+    """No docker or podman here, or it has no such image."""
 
 
 def image_name(service: str) -> str:
     """The tag that `make images` gives."""
     return os.environ.get("IMAGE_PREFIX", PREFIX) + service
+
+
+async def answers(url: str) -> None:
+    """Wait until a container's URL says 200."""
+
+    async def condition() -> bool:
+        try:
+            async with aiohttp.ClientSession() as session, session.get(url) as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    await until(condition, f"{url} answers", timeout=START_TIMEOUT)
+
+
+def importing(*packages: str, without: Sequence[str] = ()) -> str:
+    """Code for `python -c` that imports every module of the packages: eagerly, as lazy imports show what is missing
+    only when it is used."""
+    return (
+        f"import importlib, pkgutil, {', '.join(packages)}\n"
+        f"for package in ({', '.join(packages)},):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        f"        if not module.name.endswith('__main__') and module.name not in {list(without)}:\n"
+        "            importlib.import_module(module.name)\n"
+    )
 
 
 @dataclass
@@ -47,6 +83,15 @@ class Container:
         self.engine.ask("stop", "--time", "30", self.name, check=False)
         out, err = self.process.communicate(timeout=STOP_TIMEOUT)
         return self.process.returncode, out or "", err or ""
+
+    async def ended(self) -> tuple[int, str, str]:
+        """`stop`, while the event loop goes on."""
+        return await asyncio.to_thread(self.stop)
+
+    @property
+    def user(self) -> str:
+        """The id of the user that the service runs as."""
+        return Path(f"/proc/{self.pid}/status").read_text().partition("\nUid:")[2].split()[0]
 
 
 @dataclass(frozen=True)
@@ -70,10 +115,24 @@ class Engine:
         done = subprocess.run([*self.command, *arguments], check=check, capture_output=True, text=True)
         return done.stdout.strip()
 
+    def built(self, service: str) -> str:
+        """The name of a service's image; raises NoEngine, which says what to do, where it is not here."""
+        image = image_name(service)
+        if self.inspect(image) is None:
+            raise NoEngine(f"there is no image {image} here: make images")
+        return image
+
     def inspect(self, image: str) -> dict[str, Any] | None:
         """What the engine knows of an image; None where there is no such image."""
         found = self.ask("image", "inspect", image, check=False)
         return dict(json.loads(found)[0]) if found not in ("", "[]") else None
+
+    async def run(self, image: str, code: str) -> tuple[int, str, str]:
+        """Run Python code in an image; its exit code, stdout and stderr."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with self.running(image, {}, "-c", code, options=PYTHON, **pipes) as container:
+            out, err = await asyncio.to_thread(container.process.communicate, timeout=START_TIMEOUT)
+            return container.process.returncode, out, err
 
     @contextlib.contextmanager
     def running(

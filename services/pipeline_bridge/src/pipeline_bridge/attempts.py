@@ -15,12 +15,20 @@ RETRY: Final = Limits(retry_base=0.5, retry_max=30.0)
 """How long what does not take a call is left alone."""
 
 
-async def retried(call: Callable[[], Awaitable[T]], ctx: Context[None], event: str, *, keep_on: bool = False) -> T:
+async def retried(
+    call: Callable[[], Awaitable[T]],
+    ctx: Context[None],
+    event: str,
+    *,
+    keep_on: bool = False,
+    failed: Callable[[], Awaitable[None]] | None = None,
+) -> T:
     """What `call` returns, tried until it succeeds or fails for good; the caller bounds the time.
 
     Args:
         event: what a failure is called in the log.
         keep_on: whether an upstream that refuses the call itself is asked again all the same.
+        failed: called after each failure that is not the last.
     """
     failures = 0
     while True:
@@ -34,7 +42,14 @@ async def retried(call: Callable[[], Awaitable[T]], ctx: Context[None], event: s
             failures += 1
             delay = RETRY.retry_delay(min(failures, 16), error.retry_after)
             ctx.log.warning(event, error=error.message, failures=failures, delay=round(delay, 3))
+            if failed is not None:
+                await failed()
             await asyncio.sleep(delay)
+
+
+def passing(error: UpstreamError) -> UpstreamError:
+    """The same failure as one that passes: what was refused says nothing of the run."""
+    return UpstreamError(error.message, outcome=error.outcome, status=error.status, retry_after=error.retry_after)
 
 
 async def uncut(call: Coroutine[Any, Any, T]) -> T:

@@ -37,7 +37,7 @@ from pipeline_bridge.engine import Changes, Engine, Observed, Run, RunGone
 from pipeline_bridge.log import Ended, Repeated, RunLog
 
 ATTEMPTS: Final = 10
-"""Deliveries in which a run has to be submitted; past them the trigger is taken for what kills workers."""
+"""Deliveries in a row that may end without a trace; then the trigger is taken for what kills workers."""
 STOP_AGAIN: Final = 60.0
 """Seconds after which a run that was to stop, and goes on, is told again."""
 _DONE_WITH: Final = (ErrorType.DEADLINE_EXCEEDED, ErrorType.CANCELED)
@@ -104,7 +104,8 @@ class Bridge:
     async def _copy(self, subject: Any, ctx: Context[None], log: RunLog) -> None:
         """Send the final status to the inbox that the trigger names, too; again with each delivery that finds it."""
         if log.last is not None and log.last.status.final and isinstance(subject, str) and inbox(self._nc, subject):
-            await self._nc.publish(subject, encode(log.last), headers=ctx.trace_headers)
+            with contextlib.suppress(HandlerError):  # no inbox has so long a name
+                await self._nc.publish(subject, encode(log.last), headers=ctx.trace_headers)
 
     async def _end(
         self, request: TriggerRequest | None, wrong: HandlerError | None, ctx: Context[None], log: RunLog
@@ -127,7 +128,7 @@ class Bridge:
                 raise
             await self._refuse(error, ctx, log)
         except Exception:
-            if ctx.attempt <= ATTEMPTS or log.last is not None:
+            if not _kills(ctx, log):
                 raise  # it comes back, as for every fault of ours
             ctx.log.exception("run_given_up")
             await self._refuse(_given_up(), ctx, log)
@@ -142,7 +143,7 @@ class Bridge:
         try:
             async with self._cancellations.limited(ctx.request_id, ctx.deadline):
                 if (run := log.run) is None:
-                    if ctx.attempt > ATTEMPTS and log.last is None:
+                    if _kills(ctx, log):
                         raise _given_up()
                     run = await log.decide(await self._decided(request, ctx))
                 if log.last is None:
@@ -178,12 +179,13 @@ class Bridge:
         engine = self._engine(run)
         observed = None
         if ctx.attempt > 1:  # it may be there, and even be done and gone from where `submit` would find it
-            observed = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
-        if observed is None and ctx.attempt > ATTEMPTS:
+            look = retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True, failed=log.survive)
+            observed = await look
+        if observed is None and _kills(ctx, log):
             raise _given_up()
         if observed is None:
             with tracing.span(f"submit {run.engine}", "internal", {"pipeline.name": run.pipeline}):
-                observed = await self._submitted(engine, run, ctx)
+                observed = await self._submitted(engine, run, ctx, log)
         queued = ctx.timings.as_dict()
         await log.tell(
             RunStatus.SUBMITTED,
@@ -193,18 +195,20 @@ class Bridge:
         )
         ctx.log.info("run_submitted", pipeline=run.pipeline, engine=run.engine, run_id=observed.run_id)
 
-    async def _submitted(self, engine: Engine, run: Run, ctx: Context[None]) -> Observed:
+    async def _submitted(self, engine: Engine, run: Run, ctx: Context[None], log: RunLog) -> Observed:
         tries = 0
 
         async def submit() -> Observed:
             nonlocal tries
+            if tries:  # meanwhile another worker may have told that there is none, and left the queue
+                await log.catch_up()
             tries += 1
             return await uncut(engine.submit(run))
 
         try:
-            return await retried(submit, ctx, "submit_failed")
-        except HandlerError:
-            if tries == 1:
+            return await retried(submit, ctx, "submit_failed", failed=log.survive)
+        except HandlerError as error:
+            if tries == 1 or isinstance(error, Abandoned):
                 raise
             # What is refused now may have been done by an earlier try, although that failed.
             found = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
@@ -280,6 +284,11 @@ class Bridge:
         self._count(ctx, log)
         if error.type not in _DONE_WITH:
             raise error
+
+
+def _kills(ctx: Context[None], log: RunLog) -> bool:
+    """Whether the trigger has to be taken for what workers die of."""
+    return log.last is None and ctx.attempt - log.survived >= ATTEMPTS
 
 
 def _given_up() -> HandlerError:

@@ -22,7 +22,7 @@ from yarl import URL
 
 from handler_core.clients.cookies import NoCookies
 from handler_core.clients.failures import Failures, UpstreamError
-from handler_core.clients.http import MAX_BODY, Observe
+from handler_core.clients.http import Observe
 from handler_core.clients.response import Response
 from handler_core.deadline import Deadline
 from handler_core.tracing import Value, annotate, span
@@ -33,6 +33,8 @@ WATCH_NAME = "kubernetes-watch"
 """What the metrics hook is told of a watch; it lasts minutes where a call lasts milliseconds."""
 MAX_EVENT = 8 * 2**20
 """Bytes that one event of a watch may have. Objects in etcd are limited to 1.5 MiB, unless it is set up otherwise."""
+MAX_ANSWER = MAX_EVENT
+"""Bytes that the answer to a call may have; decoded it takes up to ten times as much, and the loop half a second."""
 MAX_CALLS = 16
 _CONNECT_TIMEOUT = 5.0
 _TOO_LARGE = ("request is too large", "trying to send message larger than max")
@@ -108,7 +110,7 @@ class Cluster:
         async with self._slots:
             with self._recorded(NAME), span(method, "client", self._attributes(method, path)):
                 async with self._exchange(method, path, query, body, content_type, timeout) as response:
-                    answer = await response.json(MAX_BODY)
+                    answer = await response.json(MAX_ANSWER)
                 if not isinstance(answer, dict):
                     raise self._failures.problem("answered with JSON that is no object")
                 return answer

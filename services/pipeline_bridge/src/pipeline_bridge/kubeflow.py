@@ -14,6 +14,7 @@ from handler_core.contract.pipeline import RunStatus
 from handler_core.errors import HandlerError
 from handler_core.limits import Limits
 from pipeline_bridge.api import Api
+from pipeline_bridge.attempts import passing
 from pipeline_bridge.engine import Changes, Followed, Observed, Run
 from pipeline_bridge.kubeflow_api import PAGE, KubeflowApi, Object
 from pipeline_bridge.states import of_run
@@ -61,9 +62,7 @@ class Kubeflow:
         try:
             return await self._only(run, await self._api.named(run) or [created])
         except UpstreamError as error:  # whatever is refused here, the run was not
-            raise UpstreamError(
-                error.message, outcome=error.outcome, status=error.status, retry_after=error.retry_after
-            ) from None
+            raise passing(error) from None
 
     async def describe(self, run: Run, run_id: str = "") -> Observed | None:
         """The run as it is now; None when there is none. Of several of one name the oldest stays, as with `submit`."""

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from handler_core.clients.failures import UpstreamError
 from handler_core.errors import NotFound
 from pipeline_bridge.api import Api
+from pipeline_bridge.attempts import passing
 from pipeline_bridge.engine import Run
 from pipeline_bridge.manifests import unevaluated
 
@@ -169,7 +170,7 @@ class KubeflowApi:
                 if error.status != 404 or path != kind:
                     raise
                 # There is such a list, if an empty one: this was a proxy that lost its way.
-                raise UpstreamError(error.message, outcome=error.outcome, status=404) from None
+                raise passing(error) from None
             listed += _objects(page.get("pipeline_versions" if kind == "versions" else kind))
             if not (token := page.get("next_page_token")):
                 break

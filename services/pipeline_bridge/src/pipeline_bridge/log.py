@@ -5,12 +5,14 @@ that its writer knows the one before it (`Nats-Expected-Last-Subject-Sequence`).
 there: written by a later delivery of the trigger, it stops; by an earlier one, it goes on from there. After a final
 status nothing more is stored.
 
-The record is stored before the run is submitted, by the same rule, and never changed. So a trigger that comes again
-does the same again, whatever the catalogue says by then. Record and first status exclude each other's writers: of two
-messages with one request id one begins the run, or is refused, and the other one is taken for its repetition.
+The record is stored before the run is submitted, by the same rule, and what it says never changes. So a trigger that
+comes again does the same again, whatever the catalogue says by then. Record and first status exclude each other's
+writers: of two messages with one request id one begins the run, or is refused, and the other one is taken for its
+repetition.
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
 import uuid
@@ -85,6 +87,8 @@ class RunLog:
         """The newest status, by whichever worker."""
         self.run: Run | None = None
         """What was decided on."""
+        self.survived = 1
+        """The last delivery, as far as is known, that outlived deciding on the run, or trying to submit it."""
         self._api = Api(nc)
         self._source = source
         self._attempt = attempt
@@ -96,8 +100,10 @@ class RunLog:
         self._subject = STORED_STATUS_SUBJECT.format(request_id=request_id)
         self._record = RECORD_SUBJECT.format(request_id=request_id)
         self._all = f"evt.pipeline.*.{request_id}"
+        self._recorded = 0
         self._sequence = 0
         self._seq = 0
+        self._own = True
 
     async def open(self) -> None:
         """Read what is known of the run.
@@ -110,10 +116,10 @@ class RunLog:
         newest = await self._newest(self._subject)
         record = await self._newest(self._record)
         if record is not None:
-            self.run = decode(record.data, Run)
+            self._take(record)
         if newest is not None:
             self._adopt(newest)
-            self._unless_ended(newest)
+            self._unless_ended()
         if (first := record or newest) is not None:  # ended before anything was decided, or trimmed by hand
             await self._unless_repeated(first)
 
@@ -132,16 +138,24 @@ class RunLog:
             Transient: the stream does not answer.
         """
         try:
-            await self._store(self._record, run, self._expecting(self._sequence, self._all))
+            self._recorded = await self._store(self._record, run, self._expecting(self._sequence, self._all))
         except JetStreamError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise Transient(f"the run could not be recorded: {error.description}") from None
-            await self._catch_up()
+            await self.catch_up()
             if self.run is None:
                 raise Transient("the run could not be recorded: others write of it") from None
             return self.run
-        self.run = run
+        self.run, self.survived = run, self._attempt
         return run
+
+    async def survive(self) -> None:
+        """Note in the record that this delivery has tried to submit the run, and goes on: what ends it later is
+        something else."""
+        if self.run is not None and self.survived < self._attempt:
+            self.survived = self._attempt
+            with contextlib.suppress(JetStreamError):  # another delivery's note stands there
+                self._recorded = await self._store(self._record, self.run, self._expecting(self._recorded))
 
     async def tell(self, status: RunStatus, **fields: Any) -> None:
         """Store a status; what is not given stays as in the one before it. Waits as long as NATS does not answer.
@@ -152,12 +166,13 @@ class RunLog:
             Repeated: another message's run it is.
         """
         failures = 0
+        self._unless_ended()
         while True:
             told = self._next(status, fields)
             headers = self._expecting(self._sequence, self._all if self.run is None else "")
             try:
                 self._sequence = await self._store(self._subject, told, headers)
-                self._seq, self.last = told.seq, told
+                self._seq, self.last, self._own = told.seq, told, True
                 return
             except JetStreamError as error:
                 if error.err_code not in WRONG_LAST_SEQUENCE:
@@ -166,7 +181,7 @@ class RunLog:
                     await asyncio.sleep(STORE_AGAIN)
                     continue
             try:
-                await self._catch_up(headers[MSG_ID])
+                await self.catch_up(headers[MSG_ID])
             except Transient:
                 await asyncio.sleep(STORE_AGAIN)
                 continue
@@ -248,8 +263,8 @@ class RunLog:
         except JetStreamError as error:
             raise Transient(str(error)) from None
 
-    async def _catch_up(self, own: str = "") -> None:
-        """Take in what there is after a message of ours was refused.
+    async def catch_up(self, own: str = "") -> None:
+        """Take in what others have written, as after a message of ours was refused.
 
         Args:
             own: its id; the refused one may be a repetition of what was stored.
@@ -262,7 +277,7 @@ class RunLog:
         if self.run is None and (record := await self._newest(self._record)) is not None:
             await self._unless_repeated(record)
             self._unless_abandoned(record)
-            self.run = decode(record.data, Run)
+            self._take(record)
         if newest is None:  # all of them are gone: purged, or too old
             self._sequence = 0
             return
@@ -270,16 +285,22 @@ class RunLog:
         self._adopt(newest)
         self._unless_abandoned(newest)
         if newest.headers.get(MSG_ID) != own:
-            self._unless_ended(newest)
+            self._unless_ended()
+
+    def _take(self, record: Stored) -> None:
+        self.run = decode(record.data, Run)
+        self._recorded = record.sequence
+        self.survived = int(record.headers.get(ATTEMPT, 1))
 
     def _adopt(self, stored: Stored) -> None:
         self._sequence = stored.sequence
         self.last = decode(stored.data, PipelineStatus)
         self._seq = self.last.seq
+        self._own = stored.headers.get(SOURCE) == self._source
 
-    def _unless_ended(self, stored: Stored) -> None:
+    def _unless_ended(self) -> None:
         if self.last is not None and self.last.status.final:
-            raise Ended(self.last, own=stored.headers.get(SOURCE) == self._source)
+            raise Ended(self.last, self._own)
 
     def _unless_abandoned(self, stored: Stored) -> None:
         if stored.headers.get(SOURCE) == self._source and int(stored.headers.get(ATTEMPT, 0)) > self._attempt:

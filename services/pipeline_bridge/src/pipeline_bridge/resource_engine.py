@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 from handler_core.clients.failures import UpstreamError
 from handler_core.errors import Internal, NotFound, Transient
 from handler_core.telemetry import Metrics
+from pipeline_bridge.attempts import passing
 from pipeline_bridge.cluster import Cluster
 from pipeline_bridge.engine import CANCEL_ANNOTATION, REQUEST_ANNOTATION, Changes, Observed, Run
 from pipeline_bridge.manifests import Object, annotation, canceled
@@ -83,7 +84,11 @@ class ResourceEngine(ABC):
             if error.status != 409:
                 raise
             conflict = error
-        if (found := await self._find(run)) is None:
+        try:
+            found = await self._find(run)
+        except UpstreamError as error:  # there is one of that name, whether we may look at it or not
+            raise passing(error) from None
+        if found is None:
             raise conflict  # it goes just now, or the conflict was about something else: it is worth another attempt
         return self._state(found)
 

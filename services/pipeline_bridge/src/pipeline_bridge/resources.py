@@ -17,6 +17,7 @@ from handler_core.clients.failures import UpstreamError
 from handler_core.clients.http import Backoff
 from handler_core.errors import HandlerError
 from handler_core.telemetry import Metrics
+from pipeline_bridge.attempts import passing
 from pipeline_bridge.cluster import Cluster
 from pipeline_bridge.engine import MANAGED_BY, MANAGER, Changes, Followed, Observed
 
@@ -119,7 +120,7 @@ class Resources:
             if f'"{name}"' in error.message:
                 return None
             # A proxy that lost its way says this of every path, and so does a server that does not know the kind yet.
-            raise UpstreamError(error.message, outcome=error.outcome, status=404) from None
+            raise passing(error) from None
         self._take(object, keep=True)
         return object
 
@@ -239,7 +240,7 @@ class Resources:
             except UpstreamError as error:
                 if error.status is not None or error.retryable or self._page == 1:
                     raise
-                self._page = max(1, self._page // 4)
+                self._page //= 2
                 log.info("list_in_smaller_parts", limit=self._page, **self._what)
 
     async def _watch(self, version: str) -> str:
