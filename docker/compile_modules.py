@@ -3,8 +3,8 @@
 What nobody reads in a container and every process would hold is left out: docstrings, what is for type checkers, the
 annotations of functions (those of classes make dataclasses and models, and stay; so do assertions), the columns that
 code came from, and the search for a package's own version. Tracebacks still name files, lines and functions. With
-`--keep-sources` all is kept but docstrings: tracebacks show the text of the lines as well, and what our own handlers
-take is told by their annotations.
+`--keep-sources` they show the text of the lines as well, and annotations stay: what our own handlers take is told by
+theirs.
 """
 
 import argparse
@@ -57,9 +57,7 @@ def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_so
     text = source.read_bytes()
     bare = Bare(versions, keep_annotations=keep_source, untyped=name.endswith(UNTYPED))
     tree = bare.visit(ast.parse(text, name))
-    code = compile(tree, name, "exec", dont_inherit=True, optimize=0)
-    if not keep_source:
-        code = without_columns(code)
+    code = without_columns(compile(tree, name, "exec", dont_inherit=True, optimize=0))
     bytecode = Path(importlib.util.cache_from_source(source)) if keep_source else source.with_suffix(".pyc")
     bytecode.parent.mkdir(exist_ok=True)
     bytecode.write_bytes(

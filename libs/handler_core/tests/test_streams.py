@@ -28,6 +28,7 @@ from handler_core.streams import (
     diff_consumer,
     diff_stream,
 )
+from handler_core.testing import until
 
 SECOND = 1_000_000_000
 LOG = Stream("LOG", ("log.>",), retention="limits", max_bytes=1 << 20, max_age=3600)
@@ -425,11 +426,16 @@ async def test_only_the_last_cancel_of_a_turn_is_kept(api: Api) -> None:
     assert (await state(api, "AI_CONTROL"))["messages"] == 1
 
 
+async def pending(api: Api, consumer: str, count: int) -> bool:
+    """Whether so many wait for a consumer; the server counts them in its own time."""
+    return bool((await api.request(f"CONSUMER.INFO.{consumer}"))["num_pending"] == count)
+
+
 @pytest.mark.parametrize("subject", ["ai.chat.request", "ai.chat.user.ann.message"])
 async def test_questions_reach_the_chat_handler(api: Api, subject: str) -> None:
     await apply(api, [AI_CHAT], [CHAT_HANDLER])
     await api.publish(subject, b"", {})
-    assert (await api.request("CONSUMER.INFO.AI_CHAT.chat_handler"))["num_pending"] == 1
+    await until(lambda: pending(api, "AI_CHAT.chat_handler", 1), "the question waits for the handler")
 
 
 @pytest.mark.parametrize(
@@ -447,7 +453,7 @@ async def test_a_filtered_durable_gets_its_subjects_only(api: Api) -> None:
     await apply(api, [LOG], [picky])
     for subject in ("log.a", "log.b.c", "log.c"):
         await api.publish(subject, b"", {})
-    assert (await api.request("CONSUMER.INFO.LOG.reader"))["num_pending"] == 2
+    await until(lambda: pending(api, "LOG.reader", 2), "those of its subjects are pending")
     assert await diff(api, [LOG], [picky]) == []
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import structlog
 
 from handler_core import streams
 from handler_core.codec import decode, encode
@@ -17,6 +18,15 @@ from handler_core.contract.chat import CHAT, ChatRequest, ChatResponse
 from handler_core.jetstream import Api
 from handler_core.testing import NatsServer, connection, nats_server
 from handlers_cli.settings import CliSettings
+
+
+@pytest.fixture(autouse=True)
+def logs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command logs warnings only; the tests of others that follow in this process hear all again."""
+    configure = structlog.configure
+    monkeypatch.setattr(structlog, "configure", lambda **o: configure(**{**o, "cache_logger_on_first_use": False}))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -23,14 +23,13 @@ from handler_core.config.groups import (
     LOCAL,
     EmbeddingsSettings,
     LLMSettings,
-    LogSettings,
     MilvusSettings,
     RerankerSettings,
-    ServiceSettings,
     STTSettings,
     TTSSettings,
 )
 from handler_core.config.nats import NatsSettings
+from handler_core.config.service import LogSettings, ServiceSettings
 from handler_core.config.telemetry import OtelSettings
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The groups that services put together: logs, the process itself, and one for each upstream."""
+"""The groups that services put together, one for each upstream."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,27 +6,6 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from handler_core.config.base import Settings, url_field
-from handler_core.config.nats import NatsSettings
-from handler_core.config.telemetry import OtelSettings
-
-
-class LogSettings(Settings):
-    """What is logged, and how."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "console"] = "auto"
-    """`auto`: colours on a terminal, JSON elsewhere."""
-
-
-class ServiceSettings(NatsSettings, LogSettings, OtelSettings):
-    """What every service reads."""
-
-    health_host: str = "0.0.0.0"
-    health_port: int = Field(default=8080, ge=0, le=65535)
-    """0 takes a free port, which is logged."""
-    drain_timeout: float = Field(default=25.0, gt=0)
-    """Seconds that running work gets to finish after SIGTERM; `terminationGracePeriodSeconds` needs 10 more."""
-
 
 LOCAL = "http://127.0.0.1:8900"
 """Where `local_inference` listens: what development finds without any setting."""

@@ -1,0 +1,27 @@
+"""What every service reads: logs and the process itself."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from handler_core.config.base import Settings
+from handler_core.config.nats import NatsSettings
+from handler_core.config.telemetry import OtelSettings
+
+
+class LogSettings(Settings):
+    """What is logged, and how."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`auto`: colours on a terminal, JSON elsewhere."""
+
+
+class ServiceSettings(NatsSettings, LogSettings, OtelSettings):
+    """What every service reads."""
+
+    health_host: str = "0.0.0.0"
+    health_port: int = Field(default=8080, ge=0, le=65535)
+    """0 takes a free port, which is logged."""
+    drain_timeout: float = Field(default=25.0, gt=0)
+    """Seconds that running work gets to finish after SIGTERM; `terminationGracePeriodSeconds` needs 10 more."""
