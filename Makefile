@@ -7,13 +7,11 @@ BIN := $(VENV)/bin
 MEMBERS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
 STAMP := $(VENV)/.installed
 CI_ARGS := $(if $(CI),-q,)
-BUILDER ?= $(shell command -v docker >/dev/null 2>&1 && echo docker build || echo buildah bud --layers)
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header
-IMAGES := chat_handler pipeline_bridge
 
 help: ## list the targets
 	@if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
-	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-13s%s %s\n", on, $$1, off, $$2}' Makefile
+	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-15s%s %s\n", on, $$1, off, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything that demo, run, test and bench need
 
@@ -38,9 +36,7 @@ lock: $(VENV)/.python ## compile locks/*.txt anew from the pyproject files
 	@echo uv | $(COMPILE) --python-version 3.11 - -o locks/uv.txt
 	@$(COMPILE) --python-version 3.11 --all-extras --group dev --group bench \
 	  --no-emit-package handler-core --no-emit-package handlers-cli $(MEMBERS) pyproject.toml -o locks/dev.txt
-	@printf 'setuptools\nuv-build>=0.13,<0.15\nwheel\n' | $(COMPILE) --python-version 3.15 - -o locks/build.txt
-	@for service in $(IMAGES); do $(COMPILE) --python-version 3.15 --no-emit-package handler-core \
-	  --override locks/overrides.txt services/$$service/pyproject.toml -o locks/$$service.txt || exit; done
+	@$(MAKE) --no-print-directory lock-images
 
 check: $(STAMP) ## lint, formatting, types, dependency directions
 	@$(BIN)/ruff check .
@@ -73,18 +69,9 @@ bench: $(STAMP) ## measure the loop, the start and whole turns against the alter
 test: $(STAMP) ## all tests but those of images, against real servers started for the run
 	@$(BIN)/pytest $(CI_ARGS) -n auto --ignore tests/images $(ARGS)
 
-images: ## build the images, with docker or buildah; BUILDER= names another
-	@$(BUILDER) -f docker/base.Dockerfile -t slim-handlers/base .
-	@for service in $(IMAGES); do \
-	  $(BUILDER) --build-arg SERVICE=$$service -f docker/service.Dockerfile -t slim-handlers/$$service . || exit; done
-
-image-test: $(STAMP) ## run the images for real, against real servers
-	@$(BIN)/pytest tests/images $(ARGS)
-
-image-report: $(STAMP) ## sizes by layer and package, start and memory of the images, beside a naive peer
-	@$(BIN)/python tools/image_report.py $(ARGS)
+include docker/images.mk k8s/k8s.mk tools/release.mk
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .data build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo run run-cluster test check format bench lock images image-test image-report clean
+.PHONY: help setup demo run run-cluster test check format bench lock clean

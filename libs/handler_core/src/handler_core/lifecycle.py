@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 from collections.abc import AsyncIterator
 
 from handler_core.connection import Connection
@@ -12,6 +13,9 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that flushing the connection may take, and closing it: with the last export, less than 10 after the drain."""
 SETTLED_AFTER = 5.0
 """Seconds from the start until what is loaded stays, modules that are imported late included."""
+
+REAP_INTERVAL = 5.0
+"""Seconds that a process which has ended may stay a zombie before it is taken for nobody's."""
 
 
 class Stopped(Exception):
@@ -52,3 +56,31 @@ async def close(nc: Connection) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await nc.close()
+
+
+@contextlib.asynccontextmanager
+async def reaping(pid: int | None = None) -> AsyncIterator[None]:
+    """In the block, bury what processes have left behind, if this one is a container's first, whose duty that is.
+
+    Whoever started a process waits for its end himself and is told at once; what is a zombie twice in a row is an
+    orphan's. `pid` is this process's own unless told.
+    """
+    if (os.getpid() if pid is None else pid) != 1:
+        yield
+        return
+    async with background(_reap()):
+        yield
+
+
+async def _reap() -> None:
+    seen = 0
+    while True:
+        await asyncio.sleep(REAP_INTERVAL)
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            while ended is not None and ended.si_pid == seen:
+                os.waitpid(seen, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # there are none
+            ended = None
+        seen = 0 if ended is None else ended.si_pid

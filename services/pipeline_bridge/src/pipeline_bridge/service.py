@@ -87,7 +87,12 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-service = Service("pipeline_bridge", Settings, description="Starts runs of pipelines, follows them, and stops them.")
+service = Service(
+    "pipeline_bridge",
+    Settings,
+    description="Starts runs of pipelines, follows them, and stops them.",
+    uvloop=False,  # a run changes its state now and then
+)
 
 
 @service.lifespan

@@ -25,3 +25,6 @@ class ServiceSettings(NatsSettings, LogSettings, OtelSettings):
     """0 takes a free port, which is logged."""
     drain_timeout: float = Field(default=25.0, gt=0)
     """Seconds that running work gets to finish after SIGTERM; `terminationGracePeriodSeconds` needs 10 more."""
+    serve_endpoints: bool = True
+    """Whether request/reply is served. Without it there is nothing that a queue would not keep, so that the service may
+    be scaled down to no replica."""

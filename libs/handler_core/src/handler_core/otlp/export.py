@@ -181,8 +181,10 @@ async def _in_thread(work: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop may have been closed meanwhile
             loop.call_soon_threadsafe(done.set)
 
-    threading.Thread(target=run, name="telemetry", daemon=True).start()
+    thread = threading.Thread(target=run, name="telemetry", daemon=True)
+    thread.start()
     await done.wait()
+    thread.join()  # it has nothing left to do but end
 
 
 @contextlib.contextmanager

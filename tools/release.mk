@@ -1,0 +1,1 @@
+# What CI does besides tests: bills of materials, scans, signatures, releases.
