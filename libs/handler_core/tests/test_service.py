@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nats.errors as nats_errors
 import pytest
 
 from handler_core.codec import encode
@@ -231,6 +232,31 @@ async def test_ready_only_between_start_and_drain(api: Api, nats: NatsServer) ->
         assert (await probe(port, "/readyz"))[0] == 503
         assert (await probe(port, "/livez"))[0] == 200
         finish.set()
+
+
+async def test_endpoints_can_be_off_so_that_none_has_to_stay_for_them(api: Api, nats: NatsServer) -> None:
+    await apply(api, [NUMBERS, DLQ], [ADDER])
+    service, got = Service("adder", ServiceSettings), asyncio.Event()
+
+    @service.consumes(ADDER)
+    async def add(number: Number, ctx: Context[None]) -> None:
+        got.set()
+
+    @service.replies("ask", "sums.ask", "sums.user.{user}.ask", response=ChatResponse)
+    async def ask(request: ChatRequest, ctx: Context[None]) -> ChatResponse:
+        return ChatResponse(response="1")
+
+    assert (service.consumers, service.subjects) == ((ADDER,), ("sums.ask", "sums.user.*.ask"))
+    for served in (True, False):
+        async with serving(service, settings_for(nats, serve_endpoints=served)) as runtime:
+            got.clear()
+            await api.publish("numbers", encode(Number(value=1)), {})
+            await got.wait()
+            if served:
+                assert (await runtime.nc.request("sums.ask", encode(ChatRequest(query="?")), 5)).data
+            else:
+                with pytest.raises(nats_errors.NoRespondersError):
+                    await runtime.nc.request("sums.ask", encode(ChatRequest(query="?")), 5)
 
 
 async def test_a_missing_consumer_makes_it_not_ready_but_leaves_it_alive(api: Api, nats: NatsServer) -> None:

@@ -76,11 +76,15 @@ async def _reap() -> None:
     seen = 0
     while True:
         await asyncio.sleep(REAP_INTERVAL)
-        try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            while ended is not None and ended.si_pid == seen:
-                os.waitpid(seen, os.WNOHANG)
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # there are none
-            ended = None
-        seen = 0 if ended is None else ended.si_pid
+        while (zombie := _zombie()) == seen != 0:
+            os.waitpid(zombie, os.WNOHANG)  # noqa: ASYNC222 - it has ended
+        seen = zombie
+
+
+def _zombie() -> int:
+    """The id of a child that has ended, whose end stays to be waited for; 0 for none."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there are no children
+        return 0
+    return 0 if ended is None else ended.si_pid

@@ -1,8 +1,8 @@
 """`python -m handler_core.provision`: streams and consumers made as declared, before the first worker starts.
 
 The same as `handlers streams apply`, from any handler's image: a Job in Kubernetes, or the first container of a pod.
-Settings are NATS's and those of logs; exits 1 when NATS is not reached in time, refuses, or has something that cannot be
-changed in place.
+Settings are NATS's and those of logs; exits 1 when NATS is not reached in time, refuses, or has something that cannot
+be changed in place.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import structlog
 
 from handler_core import logs, streams
 from handler_core.config import load_or_exit
+from handler_core.config.base import masked
 from handler_core.config.nats import NatsSettings
 from handler_core.config.service import LogSettings
 from handler_core.connection import connect
@@ -30,7 +31,7 @@ class Settings(NatsSettings, LogSettings):
 def main(argv: list[str] | None = None) -> None:
     """Apply the declarations once."""
     parser = argparse.ArgumentParser(prog="python -m handler_core.provision", description="Make streams and consumers.")
-    parser.add_argument("--replicas", type=int, default=1, help="copies of each stream: 1, 3 or 5 (default: 1)")
+    parser.add_argument("--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of each stream (default: 1)")
     parser.add_argument("--wait", type=float, default=60.0, help="seconds to wait for NATS (default: 60)")
     arguments = parser.parse_args(argv)
     settings = load_or_exit(Settings)
@@ -52,7 +53,7 @@ async def apply(settings: Settings, replicas: int, wait: float) -> int:
             log.error("cannot_be_changed", difference=str(difference))
         return 1
     except TimeoutError:
-        log.error("nats_not_reached", url=settings.nats_url, seconds=wait)
+        log.error("nats_not_reached", url=masked(settings.nats_url), seconds=wait)
         return 1
     except (JetStreamError, HandlerError) as error:
         log.error("provisioning_failed", error=str(error))
