@@ -31,7 +31,7 @@ def guarded() -> Iterator[NatsServer]:
 async def test_they_suffice_for_the_handler_and_keep_a_user_from_the_others(
     guarded: NatsServer, settings: SettingsFor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with connection(guarded.url, nats_user="provisioner", nats_password="p") as provisioner:
+    async with connection(guarded.url, **login("provisioner", "p")) as provisioner:
         await streams.apply(Api(provisioner))
     own = settings(nats_url=guarded.url, **login("chat_handler", "c"))
     async with serving(service, own), connection(guarded.url, **login("alice", "x")) as alice:

@@ -52,7 +52,14 @@ class Clients:
     memory: Memory
 
 
-service = Service("chat_handler", Settings, description="Answers questions from your documents, with citations.")
+service = Service(
+    "chat_handler",
+    Settings,
+    description="Answers questions from your documents, with citations.",
+    uvloop=False,  # a turn takes as much of the processor with it
+    reads=(streams.AI_EVENTS, streams.AI_CONTROL, streams.AI_SESSIONS),
+    publishes=("evt.chat.response.>", "$KV.AI_SESSIONS.>"),
+)
 
 
 @service.lifespan

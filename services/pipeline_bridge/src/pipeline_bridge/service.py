@@ -69,6 +69,15 @@ class Settings(ServiceSettings):
     watch_stall_timeout: float = Field(default=90.0, gt=0)
     """Seconds of silence after which a watch is taken for dead; an API server sends a bookmark each minute."""
 
+    @property
+    def encrypted(self) -> bool:
+        if self.kubeconfig is None:
+            return super().encrypted or self.kubernetes_service_host is not None  # a pod's own access is by TLS
+        try:
+            return super().encrypted or b"https://" in self.kubeconfig.read_bytes()
+        except OSError:
+            return True  # what is wrong with it, is told by whoever needs it
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -91,6 +100,8 @@ service = Service(
     "pipeline_bridge",
     Settings,
     description="Starts runs of pipelines, follows them, and stops them.",
+    reads=(streams.AI_PIPELINE, streams.AI_PIPELINE_STATUS, streams.AI_CONTROL),
+    publishes=("evt.pipeline.status.*", "evt.pipeline.run.*"),
     uvloop=False,  # a run changes its state now and then
 )
 

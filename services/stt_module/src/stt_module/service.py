@@ -30,7 +30,25 @@ from stt_module.tickets import LostTickets, WaitingRoom, give_back, session_of
 from stt_module.transcription import Transcriber
 from stt_module.worker import Worker
 
-service = Service("stt_module", Settings, description="Listens to live sessions, and tells what is said in them.")
+service = Service(
+    "stt_module",
+    Settings,
+    description="Listens to live sessions, and tells what is said in them.",
+    uvloop=False,  # it waits for speech, not for messages
+    reads=(streams.AI_STT, streams.AI_STT_SESSIONS, streams.AI_EVENTS),
+    publishes=(
+        "evt.voice.transcription.*",
+        "ai.voice.session.*",  # tickets
+        "ai.voice.request",  # turns
+        "ai.voice.user.*.request",
+        "$JS.API.STREAM.INFO.AI_STT",  # which sessions have audio, and which a ticket
+        "$JS.API.STREAM.INFO.AI_STT_SESSIONS",
+        "$JS.API.CONSUMER.CREATE.AI_STT.*.ai.voice.stream.*",  # the ordered consumer of one session's audio
+        "$JS.API.CONSUMER.DELETE.AI_STT.*",
+        "$JS.FC.AI_STT.>",
+    ),
+    subscribes=("ai.voice.session.*",),
+)
 
 
 def limits(settings: Settings) -> Limits:
@@ -54,8 +72,9 @@ async def worker(settings: Settings, runtime: Runtime) -> AsyncIterator[Worker]:
             yield worker
 
 
+# Quoted, as a Worker has asyncio imported, and asyncio OpenSSL, before the settings tell whether it is needed.
 @service.consumes(streams.STT_MODULE, limits)
-async def listen(ticket: Delivery, ctx: Context[Worker]) -> None:
+async def listen(ticket: Delivery, ctx: "Context[Worker]") -> None:
     worker, name = ctx.clients, session_of(ticket)
     if not is_token(name):
         await _refuse(worker, name)

@@ -58,7 +58,14 @@ class Clients:
     requests: Requests
 
 
-service = Service("tts_module", Settings, description="Speaks texts, in chunks or in one reply, and lists the voices.")
+service = Service(
+    "tts_module",
+    Settings,
+    description="Speaks texts, in chunks or in one reply, and lists the voices.",
+    uvloop=False,  # it waits for speech that is made, not for messages
+    reads=(streams.AI_EVENTS, streams.AI_CONTROL),
+    publishes=("evt.voice.tts.audio.*", "evt.voice.tts.status.*"),
+)
 
 
 @service.lifespan

@@ -72,7 +72,15 @@ class Clients:
     nc: Connection
 
 
-service = Service("voice_assistant", Settings, description="Answers spoken questions, and speaks the answers.")
+service = Service(
+    "voice_assistant",
+    Settings,
+    description="Answers spoken questions, and speaks the answers.",
+    uvloop=False,  # it waits for models, and for speech that is made, not for messages
+    reads=(streams.AI_EVENTS, streams.AI_CONTROL, streams.AI_SESSIONS),
+    publishes=("evt.voice.response.>", "$KV.AI_SESSIONS.>"),
+    subscribes=("ai.voice.transcription.*",),
+)
 
 
 @service.lifespan

@@ -1,0 +1,82 @@
+"""The Job that makes streams and consumers, named after what it makes: a changed declaration is another Job."""
+
+import hashlib
+import json
+from typing import Any
+
+from tools.k8s.permissions import PROVISIONER
+from tools.k8s.scaling import NAMESPACE, labels
+
+from handler_core.streams import CONSUMERS, STREAMS
+
+NAME = "provision"
+COMMAND = ["/usr/bin/python3", "-P", "-m", "handler_core.provision"]
+LABELS = labels(NAME)
+
+
+def fingerprint() -> str:
+    """Eight hexadecimal digits that change with the declarations of streams and consumers."""
+    declared = [[stream.config() for stream in STREAMS], [consumer.config() for consumer in CONSUMERS]]
+    return hashlib.sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def resources() -> list[dict[str, Any]]:
+    """The Job and the account that it runs as, which may do nothing in Kubernetes."""
+    account = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": LABELS},
+        "automountServiceAccountToken": False,
+    }
+    metadata = {
+        "name": f"{NAME}-{fingerprint()}",
+        "namespace": NAMESPACE,
+        "labels": LABELS,
+        # A Job cannot be changed: with another image Flux deletes it and makes it anew.
+        "annotations": {"kustomize.toolkit.fluxcd.io/force": "enabled"},
+    }
+    spec = {
+        "backoffLimit": 6,
+        "activeDeadlineSeconds": 1800,
+        "ttlSecondsAfterFinished": 600,
+        "template": {"metadata": {"labels": LABELS}, "spec": _pod()},
+    }
+    return [account, {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}]
+
+
+def _pod() -> dict[str, Any]:
+    secret = {"secretName": PROVISIONER.name, "defaultMode": 0o440, "optional": True}
+    return {
+        "restartPolicy": "Never",
+        "serviceAccountName": NAME,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": NAME,
+                "image": "slim-handlers/tts_module",
+                "command": COMMAND,
+                "args": ["--replicas", "1", "--wait", "120"],
+                "env": [
+                    {"name": "NATS_USER", "value": PROVISIONER.name},
+                    {"name": "NATS_INBOX_PREFIX", "value": PROVISIONER.inbox},
+                ],
+                "envFrom": [{"configMapRef": {"name": "endpoints"}}],
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "resources": {"requests": {"cpu": "50m", "memory": "48Mi"}, "limits": {"memory": "96Mi"}},
+                "volumeMounts": [{"name": "secrets", "mountPath": "/run/secrets", "readOnly": True}],
+            }
+        ],
+        "volumes": [{"name": "secrets", "secret": secret}],
+    }
