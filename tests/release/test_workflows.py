@@ -1,0 +1,127 @@
+"""The workflows: they call make targets that exist, ask for little, and keep secrets from changes of strangers."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".gitea/workflows").glob("*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    # YAML 1.1 reads the key `on` as true.
+    return {"on" if key is True else key: value for key, value in yaml.safe_load(path.read_text()).items()}
+
+
+def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for job in workflow["jobs"].values():
+        yield from job["steps"]
+
+
+def commands(name: str) -> list[str]:
+    return [step["run"] for step in steps(read(ROOT / f".gitea/workflows/{name}.yaml")) if "run" in step]
+
+
+def targets() -> list[str]:
+    called = {step["run"] for path in WORKFLOWS for step in steps(read(path)) if "run" in step}
+    return sorted(command.removeprefix("make ") for command in called)
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return read(request.param)
+
+
+def test_every_command_is_one_make_target(workflow: dict[str, Any]) -> None:
+    for step in steps(workflow):
+        assert ("uses" in step) != ("run" in step)
+        if "run" in step:
+            assert re.fullmatch(r"make [a-z0-9-]+", step["run"])
+
+
+def test_every_target_exists() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    made = subprocess.run(
+        ["make", "--dry-run", "--keep-going", "--old-file=.venv/.installed", *targets()],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+
+
+def test_actions_are_official_and_pinned_by_major_version(workflow: dict[str, Any]) -> None:
+    for step in steps(workflow):
+        if "uses" in step:
+            assert re.fullmatch(r"actions/(checkout|setup-python|setup-go)@v\d+", step["uses"])
+
+
+def test_each_has_permissions_concurrency_and_time_limits(workflow: dict[str, Any]) -> None:
+    assert workflow["permissions"]["contents"] in ("read", "write")
+    assert workflow["concurrency"]["group"]
+    assert all(0 < job["timeout-minutes"] <= 90 for job in workflow["jobs"].values())
+
+
+def test_secrets_reach_single_steps_by_their_environment_and_no_pull_request(workflow: dict[str, Any]) -> None:
+    assert "pull_request_target" not in workflow["on"]
+    for step in steps(workflow):
+        given = step.pop("env", {})
+        if "secrets." in yaml.safe_dump(given) and "pull_request" in workflow["on"]:
+            assert step["if"].startswith("github.ref_type == 'tag'")
+    assert "secrets." not in yaml.safe_dump(workflow)
+
+
+def test_nothing_of_an_event_becomes_part_of_a_command(workflow: dict[str, Any]) -> None:
+    assert not [step["run"] for step in steps(workflow) if "${{" in step.get("run", "")]
+
+
+@pytest.mark.parametrize("name", ["lint", "test", "images"])
+def test_changes_and_the_main_branch_are_checked(name: str) -> None:
+    events = read(ROOT / f".gitea/workflows/{name}.yaml")["on"]
+    assert "pull_request" in events
+    assert events["push"]["branches"] == ["main"]
+
+
+def test_images_are_pushed_and_signed_for_a_tag_only_and_after_all_checks() -> None:
+    called = commands("images")
+    assert called[called.index("make images") :] == [
+        "make images", "make image-unit-test", "make image-test", "make image-report", "make sbom", "make scan",
+        "make registry-login", "make push-images", "make sign",
+    ]  # fmt: skip
+    workflow = read(ROOT / ".gitea/workflows/images.yaml")
+    assert workflow["on"]["push"]["tags"] == ["v*"]
+    for step in steps(workflow):
+        if step.get("run") in ("make registry-login", "make push-images", "make sign"):
+            assert step["if"].startswith("github.ref_type == 'tag'")
+
+
+def test_a_release_is_made_of_a_tag_that_fits_the_tree() -> None:
+    assert read(ROOT / ".gitea/workflows/release.yaml")["on"] == {"push": {"tags": ["v*"]}}
+    assert commands("release") == ["make release-check", "make wheels", "make publish-wheels", "make publish-release"]
+
+
+def test_the_base_is_refreshed_weekly_and_proposed_after_it_was_tried() -> None:
+    events = read(ROOT / ".gitea/workflows/base-refresh.yaml")["on"]
+    minute, hour, day, month, weekday = events["schedule"][0]["cron"].split()
+    assert minute.isdigit()
+    assert hour.isdigit()
+    assert (day, month) == ("*", "*")
+    assert weekday.isdigit()
+    called = commands("base-refresh")
+    assert called[0] == "make base-refresh"
+    assert called[-1] == "make propose-base-refresh"
+    assert {"make images", "make image-test", "make image-report"} <= set(called[1:-1])
+
+
+def test_tests_run_on_the_oldest_python_and_a_recent_one() -> None:
+    job = read(ROOT / ".gitea/workflows/test.yaml")["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+    assert commands("test") == ["make test", "make demo"]

@@ -1,0 +1,1 @@
+"""What a release is made of besides images: its version, its notes, the changes that automation proposes."""
