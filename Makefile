@@ -11,7 +11,7 @@ COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-inde
 
 help: ## list the targets
 	@if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
-	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-15s%s %s\n", on, $$1, off, $$2}' $(MAKEFILE_LIST)
+	  awk -v on="$$on" -v off="$$off" -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %s%-20s%s %s\n", on, $$1, off, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything that demo, run, test and bench need
 
@@ -43,7 +43,8 @@ check: $(STAMP) ## lint, formatting, types, dependency directions
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p benchmarks
-	@$(BIN)/mypy tools/demo.py tools/image_report.py
+	@$(BIN)/mypy tools/demo.py
+	@$(BIN)/mypy -p tools.images -p tools.k8s -p tools.release -p tools.scale_sim
 	@$(BIN)/lint-imports
 
 format: $(STAMP) ## format the code and mend what ruff can mend
@@ -71,7 +72,10 @@ test: $(STAMP) ## all tests but those of images, against real servers started fo
 
 include docker/images.mk k8s/k8s.mk tools/release.mk
 
+scale-sim: $(STAMP) ## KEDA's and the autoscaler's formulas on real local workers under bursts; ARGS="--help" for more
+	@$(BIN)/python -m tools.scale_sim $(ARGS)
+
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .data build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo run run-cluster test check format bench lock clean
+.PHONY: help setup demo run run-cluster test check format bench lock scale-sim clean

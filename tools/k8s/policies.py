@@ -1,0 +1,38 @@
+"""What the manifests have to keep to, beyond their schemas: functions from all objects of a composition to findings."""
+
+from collections.abc import Callable, Iterator
+
+from tools.k8s import networks, pod_security, references, workloads
+from tools.k8s.objects import Finding, Objects
+
+Policy = Callable[[Objects], Iterator[Finding]]
+
+POLICIES: tuple[Policy, ...] = (
+    pod_security.restricted_pods,
+    pod_security.restricted_namespaces,
+    workloads.root_file_systems,
+    workloads.service_accounts,
+    workloads.probes,
+    workloads.draining,
+    workloads.resources,
+    workloads.images,
+    workloads.service_links,
+    workloads.rollouts,
+    workloads.spread,
+    workloads.disruption_budgets,
+    workloads.labels,
+    references.namespaces,
+    references.settings_exist,
+    references.volume_mounts,
+    references.selectors,
+    references.scaled_objects,
+    references.permissions,
+    references.names_of_parts,
+    networks.network_policies,
+    networks.holes,
+)
+
+
+def findings(objects: Objects) -> list[Finding]:
+    """What all policies find, in their order."""
+    return [finding for policy in POLICIES for finding in policy(objects)]
