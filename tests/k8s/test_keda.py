@@ -15,9 +15,6 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 import yaml
-from tools.k8s.keda import MONITORING
-from tools.k8s.render import ROOT
-from tools.k8s.scaling import SCALINGS, Scaling
 
 from handler_core import streams
 from handler_core.connection import Connection
@@ -26,6 +23,10 @@ from handler_core.delivery import Delivery
 from handler_core.jetstream import Api
 from handler_core.limits import Limits
 from handler_core.testing import NatsServer, connection, free_port, nats_server, until
+from tools.k8s.keda import MONITORING
+from tools.k8s.render import ROOT
+from tools.k8s.scaling import SCALINGS, Scaling
+from tools.scale_sim.formulas import metric_replicas
 
 PUBLISHED = {
     "chat_handler": "ai.chat.user.alice.message",
@@ -144,7 +145,7 @@ async def test_lag_rises_as_messages_come_stays_as_they_are_taken_and_falls_as_t
     many = 2 * scaling.lag_threshold + 1
     await publish(nc, scaling, range(1, many))
     await trigger.reaches(many)
-    assert await trigger.replicas(1) == scaling.desired(many, 1) == 3
+    assert await trigger.replicas(1) == metric_replicas(many, scaling.lag_threshold, 1) == 3
 
     done = asyncio.Semaphore(0)
     async with working(nc, scaling, done, at_once=2) as worker:

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools.k8s import nsc
-from tools.k8s.permissions import PROVISIONER, User, nsc_commands, users
-from tools.k8s.render import ROOT
 
 from handler_core import pipelines, provision
 from handler_core.contract.pipeline import TriggerRequest
 from handler_core.jetstream import Api
 from handler_core.testing import NatsServer, connection, login, nats_server, serving, stored, until
 from pipeline_bridge.service import Settings, service
+from tools.k8s import nsc
+from tools.k8s.permissions import PROVISIONER, User, nsc_commands, users
+from tools.k8s.render import ROOT
 
 AUTHORIZATION = ROOT / "k8s" / "nats" / "authorization.conf"
 CATALOGUE = ROOT / "k8s" / "examples" / "pipelines" / "pipelines.yaml"

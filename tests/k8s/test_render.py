@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+
+from handler_core import streams
 from tools.k8s import provisioning, render
 from tools.k8s.permissions import services
 from tools.k8s.scaling import SCALINGS, Scaling, kubernetes_name
-
-from handler_core import streams
 
 COMPONENTS = render.ROOT / "k8s" / "components"
 

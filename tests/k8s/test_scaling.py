@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-from tools.k8s.permissions import services
-from tools.k8s.scaling import SCALINGS, Scaling
 
 from handler_core import streams
+from tools.k8s.permissions import services
+from tools.k8s.scaling import SCALINGS, Scaling
 
 SERVICES = {service.name: service for service in services()}
 
@@ -58,26 +58,6 @@ class TestScaling:
 
 
 CHAT = SCALINGS[0]
-
-
-@pytest.mark.parametrize(
-    ("lag", "replicas", "desired"),
-    [
-        (0, 1, 1),  # never less than the least
-        (16, 1, 1),
-        (17, 1, 1),  # 6 % over: tolerated
-        (18, 1, 2),
-        (33, 2, 2),
-        (36, 2, 3),
-        (29, 2, 2),  # 9 % under: tolerated
-        (28, 2, 2),  # not tolerated, and rounded up
-        (16, 2, 1),
-        (10_000, 3, 8),  # never more than the most
-        (1, 0, 1),  # from none: the first, which KEDA starts
-    ],
-)
-def test_a_replica_is_wanted_for_each_threshold_of_lag(lag: int, replicas: int, desired: int) -> None:
-    assert CHAT.desired(lag, replicas) == desired
 
 
 @pytest.mark.parametrize(

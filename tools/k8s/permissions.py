@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from tools.k8s.scaling import SCALINGS
-
 from handler_core.contract.control import CANCEL_SUBJECT
 from handler_core.service import Service
 from handler_core.streams import Consumer
+from tools.k8s.scaling import SCALINGS
 
 OPERATOR = "operator"
 

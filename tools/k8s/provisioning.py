@@ -4,10 +4,9 @@ import hashlib
 import json
 from typing import Any
 
+from handler_core.streams import CONSUMERS, STREAMS
 from tools.k8s.permissions import PROVISIONER
 from tools.k8s.scaling import NAMESPACE, labels
-
-from handler_core.streams import CONSUMERS, STREAMS
 
 NAME = "provision"
 COMMAND = ["/usr/bin/python3", "-P", "-m", "handler_core.provision"]

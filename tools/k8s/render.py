@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tools.k8s import keda, permissions, provisioning
-from tools.k8s.scaling import NAMESPACE, SCALINGS, kubernetes_name
-
 from handlers_cli.render import resources as nack_resources
 from handlers_cli.render import to_yaml
+from tools.k8s import keda, permissions, provisioning
+from tools.k8s.scaling import NAMESPACE, SCALINGS, kubernetes_name
 
 ROOT = Path(__file__).parents[2]
 MARK = "# Rendered by `make k8s-render` from "

@@ -72,12 +72,6 @@ class Scaling:
         """Whether KEDA wants a replica at all."""
         return lag > self.activation_lag
 
-    def desired(self, lag: int, replicas: int) -> int:
-        """The replicas that the HPA aims at with so much lag and so many replicas; before its steps and windows."""
-        if replicas > 0 and abs(lag / (self.lag_threshold * replicas) - 1.0) <= TOLERANCE:
-            return replicas
-        return min(self.max_replicas, max(self.min_replicas, 1, -(-lag // self.lag_threshold)))
-
 
 def kubernetes_name(service: str) -> str:
     """The name in Kubernetes of a service, whose own has underscores."""
