@@ -53,7 +53,7 @@ class Reader:
 
     Args:
         stream: the stream's name.
-        subject: which of its messages; wildcards allowed.
+        subject: of which messages; without wildcards.
         start_sequence: the first sequence to read; what is no longer there is left out.
         sink: called for each message in the stream's order, once for each.
         live: where the stream republishes the subject's messages whole, if it does.
