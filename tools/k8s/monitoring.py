@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 RULES = "k8s/monitoring/rules.yaml"
 RESOURCE = "k8s/monitoring/prometheusrule.yaml"
 _HEAD = """\
-# The groups of rules.yaml, for the Prometheus operator: written by `make k8s-render`; do not edit.
+# Rendered by `make k8s-render` from k8s/monitoring/rules.yaml, for the Prometheus operator; do not edit.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:

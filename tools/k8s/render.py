@@ -11,7 +11,7 @@ from typing import Any
 
 from handlers_cli.render import resources as nack_resources
 from handlers_cli.render import to_yaml
-from tools.k8s import keda, permissions, provisioning
+from tools.k8s import keda, monitoring, permissions, provisioning
 from tools.k8s.scaling import NAMESPACE, SCALINGS, kubernetes_name
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ SCALING = "tools/k8s/scaling.py"
 
 def files() -> dict[str, str]:
     """What is rendered: contents by their paths from the project's root."""
-    return {**_keda(), **_scale_to_zero(), **_provision(), **_nack(), **_authorization()}
+    return {**_keda(), **_scale_to_zero(), **_provision(), **_nack(), **_authorization(), **monitoring.files()}
 
 
 def main(argv: list[str]) -> int:
