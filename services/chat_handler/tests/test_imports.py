@@ -15,10 +15,13 @@ from handler_core.testing_imports import offenders, probe
 
 NEVER = [
     "pandas", "numpy", "pymilvus", "kubernetes", "kubernetes_asyncio", "requests", "opentelemetry", "typer",
-    "handler_core.otlp", "handler_core.testing", "milvus_lite", "unittest", "tkinter",
+    "handler_core.otlp", "handler_core.testing", "milvus_lite", "unittest", "uvloop", "tkinter",
 ]  # fmt: skip
 """On any Python: that is for our own imports to see to."""
-NOT_BEFORE_USED = ["stamina", "tenacity", "nkeys", "nacl", "pydantic.networks", "multiprocessing", "xml", "tarfile"]
+NOT_BEFORE_USED = [
+    "stamina", "tenacity", "nkeys", "nacl", "pydantic.networks", "multiprocessing", "xml", "tarfile", "argparse",
+    "_ssl", "_hashlib", "email.policy", "aiohttp.web",
+]  # fmt: skip
 """Where imports are lazy."""
 
 

@@ -13,7 +13,7 @@ from handler_core.testing_imports import offenders, probe
 
 NEVER = [
     "pandas", "numpy", "pymilvus", "grpc", "google.protobuf", "kubernetes", "opentelemetry", "typer", "pkg_resources",
-    "handler_core.otlp", "handler_core.testing", "unittest", "tkinter",
+    "handler_core.otlp", "handler_core.testing", "unittest", "uvloop", "tkinter",
 ]  # fmt: skip
 
 

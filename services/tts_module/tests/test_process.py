@@ -20,7 +20,7 @@ from tts_module.service import service
 
 NEVER = [
     "pandas", "numpy", "pymilvus", "grpc", "google.protobuf", "opentelemetry", "typer", "handler_core.otlp",
-    "handler_core.testing", "unittest", "tkinter",
+    "handler_core.testing", "unittest", "uvloop", "tkinter",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from handler_core.testing_imports import offenders, probe
 NEVER = [
     "pandas", "numpy", "pymilvus", "kubernetes", "kubernetes_asyncio", "requests", "opentelemetry", "typer",
     "handler_core.otlp", "handler_core.testing", "handler_core.testing_voice", "milvus_lite", "unittest", "tkinter",
-    "webrtcvad", "wave", "audioop",
+    "uvloop", "webrtcvad", "wave", "audioop",
 ]  # fmt: skip
 
 

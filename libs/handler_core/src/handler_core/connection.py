@@ -21,6 +21,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from handler_core import openssl
 from handler_core.config import NatsSettings, SettingsError, masked
 from handler_core.errors import Internal
 from handler_core.parser import DirectParser, Sink
@@ -227,6 +228,12 @@ class Connection(Client):
     def owns(self, subject: str) -> bool:
         """Whether this connection listens there for what it has asked itself: nobody else may have us write to it."""
         return any(subject.startswith(inbox) for inbox in self._inboxes.values())
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        if openssl.left_out():
+            raise nats.errors.Error("the server asks for TLS: name it in NATS_URL by tls://")
+        return super().ssl_context
 
     # -- where nats-py would be left waiting or deaf
 

@@ -5,11 +5,9 @@ a service that has endpoints, because `nats.micro` takes as long to import as a 
 """
 
 import contextlib
-import json
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import nats.errors
 from nats.micro.service import (
@@ -22,15 +20,10 @@ from nats.micro.service import (
     ServiceVerb,
     control_subject,
 )
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from handler_core.connection import Connection
-from handler_core.contract.base import Message
 from handler_core.endpoint import QUEUE, Endpoint
-
-if TYPE_CHECKING:
-    from pydantic_core import core_schema
-
+from handler_core.schema import json_schema
 
 CONTENT_TYPES = "application/msgpack, application/json"
 
@@ -103,8 +96,8 @@ def _described(endpoint: Endpoint) -> EndpointInfo:
     metadata = {
         "content_types": CONTENT_TYPES,
         "max_in_flight": str(config.max_in_flight),
-        "request_schema": _schema(config.request, "validation"),
-        "response_schema": _schema(config.response, "serialization"),
+        "request_schema": json_schema(config.request, "validation"),
+        "response_schema": json_schema(config.response, "serialization"),
     }
     return EndpointInfo(config.name, config.subject, QUEUE, metadata)
 
@@ -128,14 +121,3 @@ def _counted(endpoint: Endpoint) -> EndpointStats:
             "errors": {outcome: n for outcome, n in counts.by_outcome.items() if outcome != "ok"},
         },
     )
-
-
-class _Base64(GenerateJsonSchema):
-    """JSON schema in which bytes are what they are in JSON here."""
-
-    def bytes_schema(self, schema: "core_schema.BytesSchema") -> JsonSchemaValue:
-        return {"type": "string", "contentEncoding": "base64"}
-
-
-def _schema(model: type[Message], mode: JsonSchemaMode) -> str:
-    return json.dumps(model.model_json_schema(schema_generator=_Base64, mode=mode), separators=(",", ":"))

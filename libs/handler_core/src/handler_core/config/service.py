@@ -28,3 +28,11 @@ class ServiceSettings(NatsSettings, LogSettings, OtelSettings):
     serve_endpoints: bool = True
     """Whether request/reply is served. Without it there is nothing that a queue would not keep, so that the service may
     be scaled down to no replica."""
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether anything that is connected to may be so by TLS, as far as the settings tell."""
+        if self.nats_tls_ca is not None or self.nats_tls_cert is not None:
+            return True
+        texts = [value for value in dict(self).values() if isinstance(value, str)]
+        return any(scheme in text for text in texts for scheme in ("https://", "tls://", "wss://"))
