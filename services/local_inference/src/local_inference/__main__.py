@@ -11,6 +11,7 @@ from aiohttp import web
 
 from handler_core import logs
 from handler_core.config import SettingsError, printable
+from handler_core.lifecycle import reaping
 from handler_core.tasks import loop_factory
 from local_inference.app import create_app
 from local_inference.engine import ModelMissing
@@ -74,7 +75,8 @@ async def _serve(settings: Settings) -> int:
         host, port = app_runner.addresses[0][:2]
         log = structlog.get_logger("local_inference")
         log.info("serving", url=f"http://{host}:{port}", engine=str(settings.engine), **_SERVED)
-        await stop.wait()
+        async with reaping():
+            await stop.wait()
     except ModelMissing as error:
         return _fail(str(error), 1)
     except OSError as error:
