@@ -21,16 +21,8 @@ from tools.k8s.policies import findings
 CRD_DIR = os.environ.get("CRD_DIR")
 SERVICES = {service.name: service for service in permissions.services()}
 OVERLAYS = {each.name.removeprefix("overlays/"): each for each in compositions.OVERLAYS}
-NO_SETTINGS = {"POD_NAME", "NODE_NAME"}
-"""Variables that only others are made of."""
-
-
-@pytest.fixture(scope="module")
-def command() -> list[str]:
-    try:
-        return kustomize.find(build=False)
-    except kustomize.KustomizeError as error:
-        pytest.skip(str(error))
+NO_SETTINGS = {"POD_NAME", "NODE_NAME", "SECRETS_DIR"}
+"""Variables that only others are made of, and where settings are looked for."""
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +138,18 @@ def test_a_service_takes_the_settings_that_its_pod_gets(
 
 
 @pytest.mark.parametrize("overlay", ["dev", "prod"])
+def test_a_pod_looks_for_its_secret_where_it_is_mounted_and_waits_for_it(built: Any, overlay: str) -> None:
+    told = [each for each in built(overlay).workloads if "NATS_USER" in each.environment()]
+    assert len(told) == len(SERVICES) + 1
+    for workload in told:
+        ((_, container),) = workload.main_containers()
+        (mount,) = (each["mountPath"] for each in container["volumeMounts"] if each["name"] == "secrets")
+        assert mount == workload.environment()["SECRETS_DIR"]
+        (secret,) = (each["secret"] for each in workload.pod["volumes"] if each["name"] == "secrets")
+        assert "optional" not in secret
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
 def test_every_endpoint_is_a_setting_of_some_service(built: Any, overlay: str) -> None:
     (endpoints,) = (
         each for each in built(overlay).of("ConfigMap") if each["metadata"]["name"].startswith("endpoints-")
@@ -193,11 +197,14 @@ def test_where_flux_writes_there_is_a_policy_for_it() -> None:
     policies = {each["metadata"]["name"] for each in images if each["kind"] == "ImagePolicy"}
     repositories = {each["metadata"]["name"]: each["spec"]["image"] for each in images if "image" in each["spec"]}
     marked = re.findall(r'(newName|newTag): (\S+) # \{"\$imagepolicy": "flux-system:([a-z-]+):(name|tag)"\}', text)
-    assert len(marked) == 2 * len(SERVICES)
+    assert len(marked) == 2 * (len(SERVICES) + 1)  # the Job's image as well
+    tags = {
+        each["metadata"]["name"]: each["spec"]["filterTags"]["pattern"] for each in images if "policy" in each["spec"]
+    }
     for field, value, policy, kind in marked:
         assert policy in policies
         assert kind == {"newName": "name", "newTag": "tag"}[field]
-        assert kind == "tag" or value == repositories[policy]
+        assert value == repositories[policy] if kind == "name" else re.fullmatch(tags[policy], value)
 
 
 # -- NATS
@@ -218,6 +225,15 @@ def test_the_server_takes_its_configuration(built: Any, overlay: str, tmp_path: 
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_three_servers_are_on_three_nodes(built: Any) -> None:
+    (stateful_set,) = built("nats").of("StatefulSet")
+    by_node, _ = at(stateful_set, "spec.template.spec.topologySpreadConstraints")
+    assert at(stateful_set, "spec.replicas") == by_node["minDomains"] == 3
+    assert (by_node["topologyKey"], by_node["whenUnsatisfiable"], by_node["maxSkew"]) == (
+        "kubernetes.io/hostname", "DoNotSchedule", 1,
+    )  # fmt: skip
 
 
 def test_the_store_holds_what_all_streams_may_take(built: Any) -> None:

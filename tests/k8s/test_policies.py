@@ -76,7 +76,12 @@ spec:
           volumeMounts: [{name: secrets, mountPath: /run/secrets}]
       volumes:
         - name: secrets
-          secret: {secretName: chat-handler, optional: true}
+          secret: {secretName: chat-handler}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: chat-handler, namespace: ai}
+stringData: {NATS_PASSWORD: p}
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
@@ -173,6 +178,14 @@ def add(kind: str, name: str, like: str, **changes: Any) -> Callable[[Manifests]
     return adds
 
 
+def both(*breaks: Callable[[Manifests], None]) -> Callable[[Manifests], None]:
+    def breaks_all(manifests: Manifests) -> None:
+        for each in breaks:
+            each(manifests)
+
+    return breaks_all
+
+
 def volume(**source: Any) -> Callable[[Manifests], None]:
     return put(f"{POD}.volumes", [{"name": "secrets", **source}])
 
@@ -187,6 +200,7 @@ def context(**fields: Any) -> Callable[[Manifests], None]:
     return breaks
 
 
+without_endpoints = put(f"{CONTAINER}.env", [{"name": "SERVE_ENDPOINTS", "value": "false"}])
 PODS = pod_security.restricted_pods
 CASES: list[tuple[Policy, Callable[[Manifests], None], str, str]] = [
     (PODS, put(f"{POD}.hostNetwork", True), DEPLOYMENT, f"{POD}.hostNetwork"),
@@ -310,6 +324,8 @@ CASES: list[tuple[Policy, Callable[[Manifests], None], str, str]] = [
     ),
     (workloads.images, put(f"{CONTAINER}.image", "localhost:5000/x"), DEPLOYMENT, f"{CONTAINER}.image"),
     (workloads.images, put(f"{CONTAINER}.image", "x:latest"), DEPLOYMENT, f"{CONTAINER}.image"),
+    (workloads.registries, put(f"{CONTAINER}.image", "chat_handler:dev"), DEPLOYMENT, f"{CONTAINER}.image"),
+    (workloads.registries, put(f"{CONTAINER}.image", "slim-handlers/x:dev"), DEPLOYMENT, f"{CONTAINER}.image"),
     (workloads.service_links, put(f"{POD}.enableServiceLinks", True), DEPLOYMENT, f"{POD}.enableServiceLinks"),
     (
         workloads.rollouts,
@@ -366,7 +382,7 @@ CASES: list[tuple[Policy, Callable[[Manifests], None], str, str]] = [
         DEPLOYMENT,
         f"{CONTAINER}.envFrom[0]",
     ),
-    (references.settings_exist, volume(secret={"secretName": "chat-handler"}), DEPLOYMENT, f"{POD}.volumes"),
+    (references.settings_exist, lambda manifests: manifests.pop("Secret chat-handler"), DEPLOYMENT, f"{POD}.volumes"),
     (
         references.settings_exist,
         volume(projected={"sources": [{"configMap": {"name": "endpoints", "items": [{"key": "X", "path": "x"}]}}]}),
@@ -412,6 +428,18 @@ CASES: list[tuple[Policy, Callable[[Manifests], None], str, str]] = [
         add("ScaledObject", "second", "ScaledObject chat-handler"),
         "ScaledObject ai/second",
         "spec.scaleTargetRef.name",
+    ),
+    (
+        references.without_endpoints,
+        both(without_endpoints, lambda manifests: manifests.pop("ScaledObject chat-handler")),
+        DEPLOYMENT,
+        f"{POD}.containers",
+    ),
+    (
+        references.without_endpoints,
+        both(without_endpoints, put("spec.minReplicaCount", 1, "ScaledObject chat-handler")),
+        DEPLOYMENT,
+        f"{POD}.containers",
     ),
     (
         references.permissions,
@@ -514,7 +542,7 @@ def test_containers_that_run_first_are_held_to_the_same(manifests: Manifests) ->
 
 
 def test_a_secret_may_come_from_an_external_secret_or_by_hand(manifests: Manifests) -> None:
-    volume(secret={"secretName": "chat-handler"})(manifests)
+    del manifests["Secret chat-handler"]
     assert found(references.settings_exist, manifests)
     put("metadata.annotations", {references.BY_HAND: "other,chat-handler"})(manifests)
     assert not found(references.settings_exist, manifests)
@@ -527,6 +555,17 @@ def test_what_is_one_by_its_own_word_needs_no_budget(manifests: Manifests) -> No
     del manifests["PodDisruptionBudget chat-handler"]
     put("spec.replicas", 1)(manifests)
     assert not found(workloads.disruption_budgets, manifests)
+
+
+def test_without_endpoints_all_may_go_by_a_scaled_object(manifests: Manifests) -> None:
+    without_endpoints(manifests)
+    assert not found(references.without_endpoints, manifests)
+
+
+@pytest.mark.parametrize("image", ["registry.example.com/a/x:1", "registry:5000/x:1", "localhost/a/x:1"])
+def test_a_host_is_a_registry(manifests: Manifests, image: str) -> None:
+    put(f"{CONTAINER}.image", image)(manifests)
+    assert not found(workloads.registries, manifests)
 
 
 def test_a_digest_is_a_version(manifests: Manifests) -> None:

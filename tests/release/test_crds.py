@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tools.release import crds
 from tools.release.versions import ReleaseError
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tools.release import refresh
 from tools.release.forge import Forge
 from tools.release.versions import ReleaseError

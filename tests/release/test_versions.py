@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from tools.release import changelog, versions
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,19 @@ def test_a_tag_of_another_version_is_refused(tag: str) -> None:
     versions.refuse_other_tag("v1.2.0", "1.2.0")
     with pytest.raises(versions.ReleaseError, match="the tag is"):
         versions.refuse_other_tag(tag, "1.2.0")
+
+
+def test_production_s_overlay_names_the_images_of_this_version() -> None:
+    versions.refuse_other_images(ROOT, versions.version_of_tree(ROOT))
+
+
+@pytest.mark.parametrize("tag", ["1.2.0", "v1.1.0", "latest"])
+def test_an_overlay_with_images_of_another_name_is_refused(tmp_path: Path, tag: str) -> None:
+    overlay = tmp_path / versions.PRODUCTION
+    overlay.parent.mkdir(parents=True)
+    overlay.write_text(f"images:\n  - {{name: a, newTag: v1.2.0}}\n  - {{name: b, newTag: {tag}}}\n")
+    with pytest.raises(versions.ReleaseError, match=f"newTag {tag}: the images are pushed as v1.2.0"):
+        versions.refuse_other_images(tmp_path, "1.2.0")
 
 
 def test_the_section_of_a_version_comes_without_heading_and_neighbours() -> None:

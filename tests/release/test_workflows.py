@@ -24,8 +24,10 @@ def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from job["steps"]
 
 
-def commands(name: str) -> list[str]:
-    return [step["run"] for step in steps(read(ROOT / f".gitea/workflows/{name}.yaml")) if "run" in step]
+def commands(name: str, only: str = "") -> list[str]:
+    """What a workflow runs, or one of its jobs."""
+    jobs = read(ROOT / f".gitea/workflows/{name}.yaml")["jobs"]
+    return [step["run"] for job in jobs if only in ("", job) for step in jobs[job]["steps"] if "run" in step]
 
 
 def targets() -> list[str]:
@@ -72,10 +74,11 @@ def test_each_has_permissions_concurrency_and_time_limits(workflow: dict[str, An
 
 def test_secrets_reach_single_steps_by_their_environment_and_no_pull_request(workflow: dict[str, Any]) -> None:
     assert "pull_request_target" not in workflow["on"]
-    for step in steps(workflow):
-        given = step.pop("env", {})
-        if "secrets." in yaml.safe_dump(given) and "pull_request" in workflow["on"]:
-            assert step["if"].startswith("github.ref_type == 'tag'")
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            given = step.pop("env", {})
+            if "secrets." in yaml.safe_dump(given) and "pull_request" in workflow["on"]:
+                assert job.get("if", step.get("if", "")).startswith("github.ref_type == 'tag'")
     assert "secrets." not in yaml.safe_dump(workflow)
 
 
@@ -91,7 +94,7 @@ def test_changes_and_the_main_branch_are_checked(name: str) -> None:
 
 
 def test_images_are_pushed_and_signed_for_a_tag_only_and_after_all_checks() -> None:
-    called = commands("images")
+    called = commands("images", "images")
     assert called[called.index("make images") :] == [
         "make images", "make image-unit-test", "make image-test", "make image-report", "make sbom", "make scan",
         "make registry-login", "make push-images", "make sign",
@@ -103,9 +106,25 @@ def test_images_are_pushed_and_signed_for_a_tag_only_and_after_all_checks() -> N
             assert step["if"].startswith("github.ref_type == 'tag'")
 
 
-def test_a_release_is_made_of_a_tag_that_fits_the_tree() -> None:
-    assert read(ROOT / ".gitea/workflows/release.yaml")["on"] == {"push": {"tags": ["v*"]}}
-    assert commands("release") == ["make release-check", "make wheels", "make publish-wheels", "make publish-release"]
+def test_images_are_signed_by_who_pushed_them_and_without_a_key_keyless() -> None:
+    made = {step.get("run"): step.get("env") for step in steps(read(ROOT / ".gitea/workflows/images.yaml"))}
+    login, push, sign = (made[f"make {target}"] for target in ("registry-login", "push-images", "sign"))
+    assert login["REGISTRY_AUTH_FILE"] == push["REGISTRY_AUTH_FILE"] == sign["REGISTRY_AUTH_FILE"]
+    assert sign["COSIGN_KEY"] == "${{ secrets.COSIGN_PRIVATE_KEY && 'env://COSIGN_PRIVATE_KEY' || '' }}"
+
+
+def test_images_are_made_where_there_is_an_engine(workflow: dict[str, Any]) -> None:
+    for job in workflow["jobs"].values():
+        makes = any(step.get("run") == "make images" for step in job["steps"])
+        assert job["runs-on"] == ("images" if makes else "ubuntu-latest")
+
+
+def test_a_release_is_made_of_a_tag_that_fits_the_tree_and_after_its_images() -> None:
+    job = read(ROOT / ".gitea/workflows/images.yaml")["jobs"]["release"]
+    assert (job["if"], job["needs"]) == ("github.ref_type == 'tag'", "images")
+    assert commands("images", "release") == [
+        "make release-check", "make wheels", "make publish-wheels", "make publish-release",
+    ]  # fmt: skip
 
 
 def test_the_base_is_refreshed_weekly_and_proposed_after_it_was_tried() -> None:

@@ -32,7 +32,11 @@ class Composition:
         return self.name.startswith("overlays/")
 
 
-ALONE = ("external-secrets", "flux", "keda", "nack", "network-policy", "otel", "pod-monitor", "provision")
+BASE = ("base", "examples/pipelines")
+"""All services, and the catalogue that the bridge mounts, which bases leave to overlays."""
+WITHOUT_PIPELINES = tuple(service for service in SERVICES if service != "pipeline_bridge")
+BRIDGES = ("bridge-argo", "bridge-kubeflow", "bridge-ray")
+ALONE = (*BRIDGES, "external-secrets", "flux", "keda", "nack", "network-policy", "otel", "pod-monitor", "provision")
 """Components that make sense on the base alone."""
 TOGETHER = (
     ("keda", "scale-to-zero"),
@@ -44,6 +48,7 @@ TOGETHER = (
     ("network-policy", "provision"),
     ("network-policy", "otel", "network-policy-otel"),
     ("otel", "pod-monitor"),
+    BRIDGES,
     (*ALONE, "network-policy-otel", "scale-to-zero"),
 )
 """Those that touch each other, and last all of them."""
@@ -51,15 +56,41 @@ OVERLAYS = tuple(
     Composition(f"overlays/{path.parent.name}", (f"overlays/{path.parent.name}",))
     for path in sorted((K8S / "overlays").glob("*/kustomization.yaml"))
 )
+
+
+def with_secrets(*components: str) -> tuple[str, ...]:
+    """These, and where Secrets come from, which every handler waits for."""
+    from_store = any(each.startswith("external-secrets") for each in components)
+    return components if from_store else (*components, "secrets-by-hand")
+
+
 COMPOSITIONS: tuple[Composition, ...] = (
     *OVERLAYS,
-    Composition("base", ("base",)),
-    *(Composition(f"base/{service}", ("base/common", f"base/{service}")) for service in sorted(SERVICES)),
+    Composition("base", BASE, with_secrets()),
+    *(
+        Composition(f"base/{service}", ("base/common", f"base/{service}"), with_secrets())
+        for service in sorted(WITHOUT_PIPELINES)
+    ),
+    Composition("base/pipeline_bridge", ("base/common", "base/pipeline_bridge", "examples/pipelines"), with_secrets()),
+    # As overlays/prod, and as its README has it.
+    Composition(
+        "without-pipelines",
+        ("base/common", *(f"base/{service}" for service in WITHOUT_PIPELINES)),
+        (
+            *("provision", "network-policy/common", "network-policy-otel", "pod-monitor", "otel"),
+            "external-secrets/provisioner",
+            *(
+                f"{each}/{service}"
+                for each in ("keda", "network-policy", "external-secrets")
+                for service in WITHOUT_PIPELINES
+            ),
+        ),
+    ),
     Composition("base/local_inference", ("base/common", "base/local_inference")),
-    Composition("base+monitoring", ("base", "monitoring")),
-    *(Composition(f"base+{each}", ("base",), (each,)) for each in ALONE),
-    *(Composition("base+" + "+".join(each), ("base",), each) for each in TOGETHER[:-1]),
-    Composition("everything", ("base", "monitoring"), TOGETHER[-1]),
+    Composition("base+monitoring", (*BASE, "monitoring"), with_secrets()),
+    *(Composition(f"base+{each}", BASE, with_secrets(each)) for each in ALONE),
+    *(Composition("base+" + "+".join(each), BASE, with_secrets(*each)) for each in TOGETHER[:-1]),
+    Composition("everything", (*BASE, "monitoring"), TOGETHER[-1]),
     Composition("overlays/dev+nats-exporter", ("overlays/dev",), ("nats-exporter",)),
     Composition("overlays/prod+flux", ("overlays/prod",), ("flux",)),
     Composition("overlays/prod+scale-to-zero", ("overlays/prod",), ("scale-to-zero",)),
@@ -82,7 +113,10 @@ def write(composition: Composition, folder: Path) -> Path:
         "resources": [relative(each) for each in composition.resources],
         "components": [relative(f"components/{each}") for each in composition.components],
         "transformers": [relative("base/namespaced")],
-        "images": [{"name": f"slim-handlers/{each}", "newTag": TAG} for each in (*SERVICES, "local_inference")],
+        "images": [
+            {"name": f"slim-handlers/{each}", "newName": f"localhost/slim-handlers/{each}", "newTag": TAG}
+            for each in (*SERVICES, "local_inference", "provision")
+        ],
     }
     (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomization, sort_keys=False))
     return place

@@ -11,6 +11,10 @@ from tools.k8s.scaling import NAMESPACE, labels
 NAME = "provision"
 COMMAND = ["/usr/bin/python3", "-P", "-m", "handler_core.provision"]
 LABELS = labels(NAME)
+IMAGE = "slim-handlers/provision"
+"""A name of its own, so that an overlay without tts_module maps it too: to any handler's, tts_module's the smallest."""
+SECRETS_DIR = "/etc/handler-secrets"
+"""As in k8s/base/handler."""
 
 
 def fingerprint() -> str:
@@ -44,7 +48,7 @@ def resources() -> list[dict[str, Any]]:
 
 
 def _pod() -> dict[str, Any]:
-    secret = {"secretName": PROVISIONER.name, "defaultMode": 0o440, "optional": True}
+    secret = {"secretName": PROVISIONER.name, "defaultMode": 0o440}
     return {
         "restartPolicy": "Never",
         "serviceAccountName": NAME,
@@ -60,12 +64,13 @@ def _pod() -> dict[str, Any]:
         "containers": [
             {
                 "name": NAME,
-                "image": "slim-handlers/tts_module",
+                "image": IMAGE,
                 "command": COMMAND,
                 "args": ["--replicas", "1", "--wait", "120"],
                 "env": [
                     {"name": "NATS_USER", "value": PROVISIONER.name},
                     {"name": "NATS_INBOX_PREFIX", "value": PROVISIONER.inbox},
+                    {"name": "SECRETS_DIR", "value": SECRETS_DIR},
                 ],
                 "envFrom": [{"configMapRef": {"name": "endpoints"}}],
                 "securityContext": {
@@ -74,7 +79,7 @@ def _pod() -> dict[str, Any]:
                     "capabilities": {"drop": ["ALL"]},
                 },
                 "resources": {"requests": {"cpu": "50m", "memory": "48Mi"}, "limits": {"memory": "96Mi"}},
-                "volumeMounts": [{"name": "secrets", "mountPath": "/run/secrets", "readOnly": True}],
+                "volumeMounts": [{"name": "secrets", "mountPath": SECRETS_DIR, "readOnly": True}],
             }
         ],
         "volumes": [{"name": "secrets", "secret": secret}],

@@ -7,7 +7,7 @@ from tools.k8s.objects import NAME, Finding, Object, Objects, Workload, at, labe
 from tools.k8s.workloads import BRIDGE
 
 CLUSTER_WIDE = {"Namespace", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "PriorityClass"}
-ELSEWHERE = {"argo", "ray", "kubeflow-pipelines", "flux-system"}
+ELSEWHERE = {"argo", "ray", "kubeflow-user-example-com", "flux-system"}
 """Namespaces of others that something of ours is put into."""
 IN_EVERY_NAMESPACE = {"kube-root-ca.crt"}
 """ConfigMaps that Kubernetes itself makes."""
@@ -146,6 +146,19 @@ def scaled_objects(objects: Objects) -> Iterator[Finding]:
             yield Finding(title(found), "spec.replicas", "is decided by its ScaledObject")
         if (first := scaled.setdefault(title(found), title(each))) != title(each):
             yield Finding(title(each), "spec.scaleTargetRef.name", f"{name} is scaled by {first} as well")
+
+
+def without_endpoints(objects: Objects) -> Iterator[Finding]:
+    """Who serves no request/reply for the sake of scaling to zero has a ScaledObject that does it."""
+    scaled = {
+        (namespace_of(each), at(each, "spec.scaleTargetRef.name"))
+        for each in objects.of("ScaledObject")
+        if at(each, "spec.minReplicaCount", 0) == 0
+    }
+    for workload in objects.workloads:
+        off = workload.environment().get("SERVE_ENDPOINTS") == "false"
+        if workload.is_handler and off and (workload.namespace, workload.name) not in scaled:
+            yield workload.finding("containers", "SERVE_ENDPOINTS is false, but no ScaledObject scales it to zero")
 
 
 def permissions(objects: Objects) -> Iterator[Finding]:

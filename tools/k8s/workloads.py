@@ -56,6 +56,15 @@ def images(objects: Objects) -> Iterator[Finding]:
                 yield Finding(workload.title, f"{path}.image", f"{image} names no version")
 
 
+def registries(objects: Objects) -> Iterator[Finding]:
+    """Every image names its registry; without one it would be a stranger's, of a public hub."""
+    for workload in objects.workloads:
+        for path, container in workload.containers():
+            host, slash, _ = str(container.get("image", "")).partition("/")
+            if not slash or not (host == "localhost" or "." in host or ":" in host):
+                yield Finding(workload.title, f"{path}.image", f"{container.get('image')} names no registry")
+
+
 def root_file_systems(objects: Objects) -> Iterator[Finding]:
     """No container may write to its root file system."""
     for workload in objects.workloads:

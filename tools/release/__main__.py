@@ -32,7 +32,9 @@ def main() -> int:
                 print(notes(arguments.tag))
             case "check":
                 notes(arguments.tag)
-                print(f"✓ {versions.version_of_tree(ROOT)}: one version everywhere, and the changelog knows it")
+                version = versions.version_of_tree(ROOT)
+                versions.refuse_other_images(ROOT, version)
+                print(f"✓ {version}: one version everywhere, and the changelog knows it")
             case "publish":
                 tag = arguments.tag or f"v{versions.version_of_tree(ROOT)}"
                 print(forge.Forge.from_environment().publish_release(tag, notes(tag)))

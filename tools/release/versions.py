@@ -5,7 +5,11 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from handler_core.service import Service
+
+PRODUCTION = "k8s/overlays/prod/kustomization.yaml"
 
 
 class ReleaseError(Exception):
@@ -32,6 +36,13 @@ def versions(root: Path) -> Iterator[tuple[str, str]]:
             yield str(path.relative_to(root)), tomllib.loads(path.read_text(encoding="utf-8"))["project"]["version"]
     [default] = [field.default for field in dataclasses.fields(Service) if field.name == "version"]
     yield "handler_core.service.Service.version", str(default)
+
+
+def refuse_other_images(root: Path, version: str) -> None:
+    """Fail when production's overlay names images of another tag than they are pushed with: `v1.2.3` of `1.2.3`."""
+    images = yaml.safe_load((root / PRODUCTION).read_text(encoding="utf-8"))["images"]
+    if other := sorted({str(image.get("newTag")) for image in images} - {f"v{version}"}):
+        raise ReleaseError(f"{PRODUCTION} has newTag {', '.join(other)}: the images are pushed as v{version}")
 
 
 def refuse_other_tag(tag: str, version: str) -> None:

@@ -46,7 +46,7 @@ OURS = ["create", "get", "list", "watch", "patch"]
 
 @pytest.fixture
 async def catalogue() -> Catalogue:
-    namespaces = {"argo": "argo", "rayjob": "ray", "kubeflow": "kubeflow-pipelines"}
+    namespaces = {"argo": "argo", "rayjob": "ray", "kubeflow": "kubeflow-user-example-com"}
     catalogue = Catalogue(EXAMPLES / "pipelines.yaml", namespaces=namespaces)
     await catalogue.load()
     return catalogue
@@ -228,8 +228,10 @@ async def test_model_evaluation_fails_below_its_threshold(
 
 
 def test_the_bridge_has_exactly_the_rights_it_uses() -> None:
-    found = objects(K8S / "base" / "pipeline_bridge" / "rbac.yaml")
-    (account,) = (each["metadata"] for each in found if each["kind"] == "ServiceAccount")
+    base = objects(K8S / "base" / "pipeline_bridge" / "pipeline-bridge.yaml")
+    (account,) = (each["metadata"] for each in base if each["kind"] == "ServiceAccount")
+    components = sorted((K8S / "components").glob("bridge-*/rbac.yaml"))
+    found = [each for path in components for each in objects(path)]
     roles = {
         (each["metadata"]["namespace"], each["metadata"]["name"]): each["rules"]
         for each in found
@@ -238,7 +240,7 @@ def test_the_bridge_has_exactly_the_rights_it_uses() -> None:
     assert roles == {
         ("argo", "pipeline-bridge"): [{"apiGroups": ["argoproj.io"], "resources": ["workflows"], "verbs": OURS}],
         ("ray", "pipeline-bridge"): [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": OURS}],
-        ("kubeflow-pipelines", "pipeline-bridge-kubeflow"): [
+        ("kubeflow-user-example-com", "pipeline-bridge-kubeflow"): [
             {
                 "apiGroups": ["pipelines.kubeflow.org"],
                 "resources": ["runs"],
@@ -257,7 +259,18 @@ def test_the_bridge_has_exactly_the_rights_it_uses() -> None:
         assert binding["subjects"] == [
             {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
         ]
-    assert {each["kind"] for each in found} == {"ServiceAccount", "Role", "RoleBinding"}
+    assert {each["kind"] for each in found} == {"Role", "RoleBinding"}
+    # The bridge makes its runs where it has these rights, unless a pipeline says where.
+    for path in components:
+        (variable,) = yaml.safe_load(path.with_name("namespace.yaml").read_text())
+        assert variable["value"]["name"] == path.parent.name.removeprefix("bridge-").upper() + "_NAMESPACE"
+        assert {each["metadata"]["namespace"] for each in objects(path)} == {variable["value"]["value"]}
+
+
+async def test_the_catalogue_of_production_is_empty_until_somebody_writes_one() -> None:
+    catalogue = Catalogue(K8S / "overlays" / "prod" / "pipelines.yaml", namespaces={})
+    await catalogue.load()
+    assert (catalogue.loaded, catalogue.problem, catalogue.names("alice")) == (True, "", [])
 
 
 # -- the clusters' schemas
