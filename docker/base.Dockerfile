@@ -1,23 +1,70 @@
-# What all services share: Python, the libraries it is linked to, certificates and an account; no shell, no packages.
+# What all services share: Python, the libraries it is linked to, certificates, time zones, an account and the packages
+# that every handler is built on; no shell, no package manager.
 #
-#   docker build -f docker/base.Dockerfile -t slim-handlers/base .
+#   docker build -f docker/base.Dockerfile --target builder -t slim-handlers/builder .
+#   docker build -f docker/base.Dockerfile --target base -t slim-handlers/base .
+#   docker build -f docker/base.Dockerfile --target base-ml -t slim-handlers/base-ml .
 ARG DEBIAN=debian:forky-slim
 
-FROM ${DEBIAN} AS python
+# Everything is installed and compiled here; services are, too. Nothing of it but chosen files leaves it.
+FROM ${DEBIAN} AS builder
 ARG PYTHON=python3.15
-RUN apt-get update && apt-get install -y --no-install-recommends ${PYTHON} ca-certificates
-COPY docker/root_of_base.py docker/compile_modules.py /build/
-RUN ${PYTHON} /build/root_of_base.py /root-of-image \
- && ${PYTHON} /build/compile_modules.py --root /root-of-image \
-      $(${PYTHON} -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ${PYTHON} ${PYTHON}-dev ${PYTHON}-venv \
+      binutils ca-certificates cmake g++ gcc libc6-dev ninja-build tzdata
+COPY locks/build.txt /build/locks/
+# What is compiled knows nothing of the folder, of another name each time, that it was compiled in.
+ENV PATH=/venv/bin:$PATH \
+    CFLAGS="-g0 -Wno-builtin-macro-redefined -D__FILE__=__FILE_NAME__" \
+    CXXFLAGS="-g0 -Wno-builtin-macro-redefined -D__FILE__=__FILE_NAME__" \
+    LDFLAGS="-Wl,--build-id=none" \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+RUN ${PYTHON} -m venv /venv && pip install --require-hashes -r /build/locks/build.txt
+COPY locks/base.txt /build/locks/
+RUN pip install --no-deps --no-build-isolation --no-compile --require-hashes -r /build/locks/base.txt --target /packages
 
-FROM scratch
-COPY --from=python /root-of-image /
+FROM builder AS layers
+ARG SOURCE_DATE_EPOCH=0
+COPY docker/compile_modules.py docker/debian_files.py docker/healthcheck.py docker/root_of_base.py docker/root_of_packages.py /build/
+RUN python /build/root_of_base.py /layers/system \
+ && python /build/root_of_packages.py --base /layers/system /packages /layers/packages
+
+FROM scratch AS base
+COPY --from=layers /layers/system /
+COPY --from=layers /layers/packages /
 # Pydantic otherwise reads what every installed package declares, in search of plugins, before the first model is made;
-# and where time zones are, of which there are none, would be looked up among all that Python was built with.
+# and where time zones are would be looked up among all that Python was built with.
 ENV GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/etc/ssl/certs/ca-certificates.crt \
     PYDANTIC_DISABLE_PLUGINS=__all__ \
     PYTHONTZPATH=/usr/share/zoneinfo
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["/usr/bin/python3"]
+ARG DEBIAN
+ARG SOURCE
+ARG VERSION=dev
+ARG REVISION
+ARG CREATED
+LABEL org.opencontainers.image.title=base \
+      org.opencontainers.image.description="Python and what every handler is built on, without a shell or a package manager." \
+      org.opencontainers.image.source=${SOURCE} \
+      org.opencontainers.image.version=${VERSION} \
+      org.opencontainers.image.revision=${REVISION} \
+      org.opencontainers.image.created=${CREATED} \
+      org.opencontainers.image.licenses="Apache-2.0 AND PSF-2.0" \
+      org.opencontainers.image.base.name=${DEBIAN}
+
+# For services that compute.
+FROM layers AS layers-ml
+COPY locks/base-ml.txt /build/locks/
+RUN pip install --no-deps --no-build-isolation --no-compile --require-hashes -r /build/locks/base-ml.txt --target /packages-ml \
+ && python /build/root_of_packages.py --base /layers/system /packages-ml /layers/ml
+
+FROM base AS base-ml
+COPY --from=layers-ml /layers/ml /
+# Requests are computed one beside the other; each with threads of its own would only be in the others' way.
+ENV OPENBLAS_NUM_THREADS=1
+LABEL org.opencontainers.image.title=base-ml \
+      org.opencontainers.image.description="The base of services that compute: the same, and numpy."

@@ -123,7 +123,9 @@ class Bare(ast.NodeTransformer):
         match node.body:
             case [
                 ast.ImportFrom(module="importlib.metadata", names=[ast.alias(name="version", asname=None)]),
-                ast.Assign(value=ast.Call(func=ast.Name("version"), args=[ast.Constant(name)], keywords=[])) as asked,
+                ast.Assign(
+                    value=ast.Call(func=ast.Name("version"), args=[ast.Constant(str(name))], keywords=[])
+                ) as asked,
             ] if name in self.versions:
                 asked.value = ast.copy_location(ast.Constant(self.versions[name]), asked.value)
                 return asked

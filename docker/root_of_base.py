@@ -4,6 +4,7 @@ Run by the Python it copies, on a Debian where it is installed. `python3 root_of
 """
 
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -12,26 +13,44 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from compile_modules import compile_all
+from debian_files import bill_of_materials, copy, dated, shared_libraries
+
 PACKAGE = f"python{sys.version_info.major}.{sys.version_info.minor}"
 STDLIB = Path(sysconfig.get_path("stdlib"))
 DYNAMIC = STDLIB / "lib-dynload"
 USER = 65532
 
-# Of the standard library: what is for developers, for terminals and desktops, or belongs to files that no service has.
-# A compression that nobody is asked for would be set up by aiohttp.
+# Of the standard library: what is for developers, for terminals and desktops, for other systems, or belongs to files
+# and protocols that no service has; and the slow twins of modules that are here in C. What a compression that nobody is
+# asked for would need is set up by aiohttp where it is found.
 UNUSED = {
-    "__phello__", "_pyrepl", "antigravity.py", "cProfile.py", "compression/zstd", "curses", "dbm", "doctest.py",
-    "ensurepip", "idlelib", "mailbox.py", "pdb.py", "pickletools.py", "profile.py", "profiling", "pydoc.py",
-    "pydoc_data", "site-packages", "sqlite3", "test", "this.py", "tkinter", "turtle.py", "turtledemo", "venv",
-    "wsgiref", "xmlrpc",
+    "__phello__", "_aix_support.py", "_android_support.py", "_apple_support.py", "_ios_support.py", "_osx_support.py",
+    "_pydatetime.py", "_pydecimal.py", "_pyio.py", "_pyrepl", "antigravity.py", "bdb.py", "bz2.py", "cProfile.py",
+    "compression/bz2", "compression/lzma", "compression/zstd", "concurrent/interpreters", "curses", "dbm", "doctest.py",
+    "ensurepip", "ftplib.py", "html/parser.py", "idlelib", "imaplib.py", "lzma.py", "mailbox.py", "modulefinder.py",
+    "optparse.py", "pdb.py", "pickletools.py", "plistlib.py", "poplib.py", "profile.py", "profiling", "pstats.py",
+    "pyclbr.py", "pydoc.py", "pydoc_data", "shelve.py", "site-packages", "smtplib.py", "sqlite3", "tabnanny.py", "test",
+    "this.py", "timeit.py", "tkinter", "trace.py", "turtle.py", "turtledemo", "unittest", "venv", "webbrowser.py",
+    "wsgiref", "xml", "xmlrpc", "zipapp.py",
+    *(f"encodings/{name}.py" for name in (
+        "big5", "big5hkscs", "cp932", "cp949", "cp950", "euc_jis_2004", "euc_jisx0213", "euc_jp", "euc_kr", "gb18030",
+        "gb2312", "gbk", "hz", "iso2022_jp", "iso2022_jp_1", "iso2022_jp_2", "iso2022_jp_2004", "iso2022_jp_3",
+        "iso2022_jp_ext", "iso2022_kr", "johab", "mbcs", "oem", "shift_jis", "shift_jis_2004", "shift_jisx0213",
+    )),
 }  # fmt: skip
 UNUSED_DYNAMIC = re.compile(
     # Multibyte codecs other than UTF-8 are loaded by name, by nothing here; nor is a running process examined.
-    r"_codecs_|_ctypes_test|_curses|_dbm|_gdbm|_lsprof|_remote_debugging|_sqlite3|_test|_tkinter|_xxtest|readline|xx"
+    r"_bz2|_codecs_|_ctypes_test|_curses|_dbm|_gdbm|_hmac|_interp|_lsprof|_lzma|_multibytecodec|_remote_debugging"
+    r"|_sqlite3|_test|_tkinter|_xxtest|readline|xx"
 )
 
 # What extension modules from wheels may be linked to, by the oldest manylinux in use. Source: PEP 599.
 WHEELS_NEED = ("libdl.so.2", "libgcc_s.so.1", "libpthread.so.0", "librt.so.1", "libutil.so.1")
+
+ZONES = Path("/usr/share/zoneinfo")
+NO_ZONES = ("posix", "right", "leap-seconds.list", "leapseconds", "posixrules", "localtime", "tzdata.zi")
+"""What time zones are made from, and each of them once more, counted otherwise."""
 
 USERS = f"""\
 root:x:0:0:root:/root:/sbin/nologin
@@ -55,8 +74,12 @@ def main(root: Path) -> None:
     links(root)
     (root / "usr/bin/python3").symlink_to(interpreter.name)
     certificates(root)
+    time_zones(root)
     accounts(root)
-    bill_of_materials(root, files)
+    bill_of_materials(root, files | {ZONES / "tzdata.zi", Path("/usr/sbin/update-ca-certificates")})
+    compile_all(root, STDLIB, keep_sources=False)
+    healthcheck(root)
+    dated(root)
 
 
 def standard_library() -> Iterator[Path]:
@@ -71,19 +94,6 @@ def standard_library() -> Iterator[Path]:
             continue
         if path.is_file() and path.suffix in {".py", ".so"}:
             yield path
-
-
-def shared_libraries(binaries: list[Path]) -> set[Path]:
-    """What `binaries` are linked to, the loader included, by the names under which they are looked for."""
-    listed = subprocess.run(["/usr/bin/ldd", *map(str, binaries)], check=True, capture_output=True, text=True).stdout
-    return {Path(found) for found in re.findall(r"(/\S+) \(0x", listed)}
-
-
-def copy(path: Path, root: Path) -> None:
-    """Copy a file to the same place under `root`; one behind a symbolic link comes under the name of the link."""
-    place = root / os.path.relpath(Path(os.path.realpath(path.parent)) / path.name, "/")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(path, place)
 
 
 def links(root: Path) -> None:
@@ -117,6 +127,24 @@ def certificates(root: Path) -> None:
     (root / "usr/lib/ssl/certs").symlink_to("/etc/ssl/certs")
 
 
+def time_zones(root: Path) -> None:
+    """All time zones under their names of today; one that is another's alias stays a link."""
+    shutil.copytree(ZONES, root / ZONES.relative_to("/"), symlinks=True, ignore=shutil.ignore_patterns(*NO_ZONES))
+
+
+def healthcheck(root: Path) -> None:
+    """What HEALTHCHECK runs in the image of a service, compiled."""
+    place = root / "usr/local/bin/healthcheck.pyc"
+    place.parent.mkdir(parents=True)
+    py_compile.compile(
+        str(Path(__file__).with_name("healthcheck.py")),
+        cfile=str(place),
+        dfile="/usr/local/bin/healthcheck.py",
+        doraise=True,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+
+
 def accounts(root: Path) -> None:
     """Users and groups, where names of hosts are looked up, and a place for temporary files."""
     etc = root / "etc"
@@ -126,31 +154,6 @@ def accounts(root: Path) -> None:
     shutil.copy("/etc/os-release", etc / "os-release")
     (root / "tmp").mkdir()
     (root / "tmp").chmod(0o1777)
-
-
-def bill_of_materials(root: Path, files: set[Path]) -> None:
-    """The Debian packages that the files came from: their licences, and their state as scanners of images read it."""
-    owners = set(owners_of(files)) | {"ca-certificates"}
-    states = root / "var/lib/dpkg/status.d"
-    states.mkdir(parents=True)
-    for package in sorted(owners):
-        name = package.partition(":")[0]
-        state = subprocess.run(["/usr/bin/dpkg", "-s", package], check=True, capture_output=True, text=True).stdout
-        (states / name).write_text(state)
-        licence = Path("/usr/share/doc", name, "copyright")
-        if licence.exists():
-            copy(licence, root)
-
-
-def owners_of(files: set[Path]) -> Iterator[str]:
-    """The packages that installed `files`."""
-    # dpkg knows some of them by the path before /usr was merged, so ask by both.
-    asked = {str(path) for path in files} | {os.path.realpath(path) for path in files}
-    asked |= {path.removeprefix("/usr") for path in asked}
-    found = subprocess.run(["/usr/bin/dpkg", "-S", *sorted(asked)], check=False, capture_output=True, text=True).stdout
-    for line in found.splitlines():
-        if not line.startswith("diversion "):
-            yield from (owner.strip() for owner in line.rpartition(": ")[0].split(","))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 emulated API server, over TLS."""
 
 import asyncio
-import json
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, aclosing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,31 +14,15 @@ from handler_core import pipelines
 from handler_core.connection import Connection
 from handler_core.contract.pipeline import PipelineStatus, RunStatus, TriggerRequest
 from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, connection, free_port, until
-from handler_core.testing_images import NOBODY_NEEDS, PYTHON, Container, Engine, answers, importing
-from handler_core.testing_imports import offenders, probe
+from handler_core.testing import until
+from handler_core.testing_images import Container, Engine, importing
 from local_cluster.store import WORKFLOWS
 from local_cluster.testing import RunningCluster, running
 
-CATALOGUE = "pipelines: {ingest: {engine: argo, template: document-ingestion}}\n"
 TOKEN = "the-token-of-a-service-account"
-NEVER = [
-    "kubernetes_asyncio.client.models", "kubernetes_asyncio.client.api", "kubernetes_asyncio.client.api_client",
-    "kubernetes_asyncio.watch", "urllib3", "dateutil", "six", "http.client", "requests", "opentelemetry",
-    "handler_core.otlp", "pymilvus", "grpc", "google", "numpy", "pandas", "handler_core.vectors", "handler_core.rag",
-    "handler_core.contract.chat", "handler_core.contract.voice", "handler_core.contract.stt",
-    "handler_core.contract.tts", "handler_core.clients.llm", "aiohttp.web", "aiohttp.cookiejar", "multiprocessing",
-    "stamina", "tenacity", "nkeys", "nacl", "pydantic.networks", "pydantic_settings.sources.providers.cli", "argparse",
-    "pickle", "zipfile", "email.policy", "sysconfig", "compression.zstd", "tarfile", "typer", "unittest", "xml",
-]  # fmt: skip
 FINAL = {status for status in RunStatus if status.final}
 
-pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="session")
-def image(image_of: Callable[[str], str]) -> str:
-    return image_of("pipeline_bridge")
+Start = Callable[..., AbstractContextManager[Container]]
 
 
 @pytest.fixture
@@ -51,39 +33,10 @@ async def cluster() -> AsyncIterator[RunningCluster]:
 
 
 @pytest.fixture
-async def nc(nats: NatsServer) -> AsyncIterator[Connection]:
-    async with connection(nats.url) as nc:
-        for name in ("AI_PIPELINE", "AI_PIPELINE_STATUS"):
-            await Api(nc).request(f"STREAM.PURGE.{name}")
-        yield nc
-
-
-Start = Callable[..., AbstractContextManager[Container]]
-
-
-@pytest.fixture
-def start(engine: Engine, image: str, nats: NatsServer, cluster: RunningCluster, tmp_path: Path) -> Start:
-    """Starts a container as a pod of the cluster; by code of one's own, if there are arguments."""
-    tmp_path.chmod(0o755)
-    (tmp_path / "pipelines.yaml").write_text(CATALOGUE)
+def begin(start: Start, cluster: RunningCluster, tmp_path: Path) -> Start:
+    """Starts a container as a pod of the cluster."""
     cluster.service_account(tmp_path / "account")
-    mounted = ("--volume", f"{tmp_path}:/etc/pipelines:ro")
-    environment = {
-        "NATS_URL": nats.url, "HEALTH_HOST": "127.0.0.1", "SERVICE_ACCOUNT_DIR": "/etc/pipelines/account",
-        **cluster.in_cluster,
-    }  # fmt: skip
-
-    def begin(port: int, *arguments: str, **variables: str) -> AbstractContextManager[Container]:
-        options = (*mounted, *(PYTHON if arguments else ()))
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        given = {**environment, "HEALTH_PORT": str(port), **variables}
-        return engine.running(image, given, *arguments, options=options, **pipes)
-
-    return begin
-
-
-async def ready(port: int) -> None:
-    await answers(f"http://127.0.0.1:{port}/readyz")
+    return partial(start, "pipeline_bridge", SERVICE_ACCOUNT_DIR="/etc/pipelines/account", **cluster.in_cluster)
 
 
 async def trigger(nc: Connection) -> str:
@@ -109,35 +62,28 @@ async def queued(nc: Connection) -> int:
 
 
 async def test_it_follows_a_run_to_its_success_and_ends_in_order(
-    start: Start, nc: Connection, cluster: RunningCluster
+    begin: Start, nc: Connection, cluster: RunningCluster
 ) -> None:
-    port = free_port()
-    with start(port) as container:
-        await ready(port)
+    with begin() as container:
+        await container.ready()
         assert [each.name for each in (await pipelines.catalogue(nc)).pipelines] == ["ingest"]
         request_id = await trigger(nc)
         submitted = await told(nc, request_id, RunStatus.SUBMITTED)
         for phase in ("Pending", "Running", "Succeeded"):
             cluster.workflows.advance(submitted[-1].run_id, phase)
             statuses = await told(nc, request_id, RunStatus(phase.lower()))
-        user = container.user
-        code, out, logged = await container.ended()
+        code, _, logged = await container.ended()
     assert [status.status for status in statuses] == ["submitted", "pending", "running", "succeeded"]
     assert await queued(nc) == 0
-    assert user != "0"
-    assert (code, out) == (0, "")
-    lines = [json.loads(line) for line in logged.splitlines()]
-    assert lines[-1]["event"] == "service_stopped"
-    assert {line["level"] for line in lines} == {"info"}
+    assert code == 0, logged
     assert TOKEN not in logged
 
 
 async def test_stopped_it_hands_its_run_to_the_next_one_which_starts_no_other(
-    start: Start, nc: Connection, cluster: RunningCluster
+    begin: Start, nc: Connection, cluster: RunningCluster
 ) -> None:
-    port = free_port()
-    with start(port) as container:
-        await ready(port)
+    with begin() as container:
+        await container.ready()
         request_id = await trigger(nc)
         name = (await told(nc, request_id, RunStatus.SUBMITTED))[-1].run_id
         cluster.workflows.advance(name, "Running")
@@ -146,7 +92,7 @@ async def test_stopped_it_hands_its_run_to_the_next_one_which_starts_no_other(
     assert code == 0, logged
     assert await queued(nc) == 1
     cluster.workflows.advance(name, "Succeeded")
-    with start(port):
+    with begin():
         statuses = await told(nc, request_id)
         await until(lambda: _settled(nc), "the trigger is settled")
     assert [status.status for status in statuses] == ["submitted", "running", "succeeded"]
@@ -158,13 +104,12 @@ async def _settled(nc: Connection) -> bool:
 
 
 async def test_a_certificate_of_another_authority_is_not_trusted(
-    start: Start, nc: Connection, cluster: RunningCluster, tmp_path: Path
+    begin: Start, nc: Connection, cluster: RunningCluster, tmp_path: Path
 ) -> None:
     async with running(tls=True) as other:
         other.service_account(tmp_path / "account", token=TOKEN)
-    port = free_port()
-    with start(port) as container:
-        await ready(port)
+    with begin() as container:
+        await container.ready()
         request_id = await trigger(nc)
         line = await asyncio.wait_for(asyncio.to_thread(_first, container, "submit_failed"), 60)
         await container.ended()
@@ -179,32 +124,8 @@ def _first(container: Container, event: str) -> str:
     return next(line for line in container.process.stderr if f'"{event}"' in line)
 
 
-async def test_ready_it_has_loaded_nothing_that_it_does_not_need(start: Start) -> None:
-    port = free_port()
-    with start(port, "-c", probe("pipeline_bridge")) as container:
-        await ready(port)
-        _, out, _ = await container.ended()
-    assert offenders(out, NEVER) == []
-
-
-async def test_with_a_collector_named_it_exports(start: Start) -> None:
-    port = free_port()
-    with start(port, "-c", probe("pipeline_bridge"), OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") as container:
-        await ready(port)
-        code, out, _ = await container.ended()
-    assert code == 0
-    assert offenders(out, ["opentelemetry.exporter"])
-
-
-async def test_every_module_in_it_can_be_imported_but_those_of_uses_it_does_not_have(
-    engine: Engine, image: str
-) -> None:
-    code = importing("handler_core", "pipeline_bridge", without=["handler_core.vectors.searcher"])
-    code += "from pipeline_bridge import slim; kubernetes_config = slim.loaders()\n"
-    code += importing("kubernetes_asyncio.config")
-    assert await engine.run(image, code) == (0, "", "")
-
-
-async def test_it_has_no_shell_and_no_package_manager(engine: Engine, image: str) -> None:
-    code = f"import shutil; print([name for name in {NOBODY_NEEDS} if shutil.which(name)])"
-    assert await engine.run(image, code) == (0, "[]\n", "")
+async def test_what_reads_kubeconfigs_can_be_imported(engine: Engine, image_of: Callable[[str], str]) -> None:
+    code = "from pipeline_bridge import slim; kubernetes_config = slim.loaders()\n" + importing(
+        "kubernetes_asyncio.config"
+    )
+    assert await engine.run(image_of("pipeline_bridge"), code) == (0, "", "")

@@ -20,7 +20,7 @@ NEVER = [
 """On any Python: that is for our own imports to see to."""
 NOT_BEFORE_USED = [
     "stamina", "tenacity", "nkeys", "nacl", "pydantic.networks", "multiprocessing", "xml", "tarfile", "argparse",
-    "_ssl", "_hashlib", "email.policy", "aiohttp.web",
+    "_ssl", "_hashlib", "aiohttp.web",
 ]  # fmt: skip
 """Where imports are lazy."""
 

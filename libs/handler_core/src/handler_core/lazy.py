@@ -7,8 +7,8 @@ the packages that do something by being imported. Older versions import as alway
 import gc
 import sys
 
-EAGER = ("numpy",)
-"""Packages whose modules set each other up when they are imported."""
+EAGER = ("numpy", "nacl")
+"""Packages whose modules set each other up when they are imported, or have a module and something in it by one name."""
 GENERATED = "_pb2"
 """How the names of modules end that protoc generated; each finds what its messages consist of already registered."""
 YOUNG = 100_000

@@ -77,6 +77,11 @@ class NatsServer:
         """
         log_file = self.data / "nats.log"
         command = [nats_server_binary(), "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.data)]
+        if "--config" not in self.arguments:
+            # Streams reserve what they may hold, by default of three quarters of what the disk has free.
+            config = self.data / "nats.conf"
+            config.write_text("jetstream { max_file_store: 1TB }\n")
+            command += ["--config", str(config)]
         self.process = subprocess.Popen([*command, "-l", str(log_file), *self.arguments])
         give_up = time.monotonic() + START_TIMEOUT
         while time.monotonic() < give_up:

@@ -1,13 +1,12 @@
 """Turns installed packages into a layer of an image: what no service needs removed, the rest byte-compiled.
 
-    python3 root_of_service.py [--keep-sources] /installed /layer [module]
+    python3 root_of_packages.py [--keep-sources] [--base /root-of-base] /installed /layer [module]
 
 With `module`, the layer's `/service` starts it.
 """
 
 import argparse
 import fnmatch
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compile_modules import compile_all
+from debian_files import bill_of_materials, copy, dated, shared_libraries
 
 PACKAGES = Path("/usr/local/lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "dist-packages")
 """Where Debian's Python looks for packages that are not Debian's."""
@@ -32,7 +32,8 @@ UNUSED_BY_PACKAGE = (
     "grpc/_cython/_credentials", "certifi/cacert.pem",  # certificates: the base has them
     "pydantic/v1", "pydantic/mypy.py", "pydantic/_internal/_dataclasses_v1*",
     "google/cloud", "google/logging", "google/longrunning", "google/gapic", "google/api", "google/type",
-    "google/protobuf/compiler",
+    "google/protobuf/compiler", "google/protobuf/internal/*_benchmark.py",
+    "charset_normalizer/*.so",  # for requests, which guesses with it what encoding an answer is in: here, JSON's
     # All but the loaders of configurations, and what the rest is built on.
     "kubernetes_asyncio/client", "kubernetes_asyncio/dynamic", "kubernetes_asyncio/leaderelection",
     "kubernetes_asyncio/stream", "kubernetes_asyncio/utils", "kubernetes_asyncio/watch", "kubernetes_asyncio/*.md",
@@ -43,24 +44,34 @@ UNUSED_BY_PACKAGE = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep-sources", action="store_true")
+    parser.add_argument(
+        "--base", type=Path, default=Path("/nothing"), help="the image that the layer is laid on, unpacked"
+    )
     parser.add_argument("installed", type=Path)
     parser.add_argument("layer", type=Path)
     parser.add_argument("module", nargs="?")
     arguments = parser.parse_args()
-    place = arguments.layer / PACKAGES.relative_to("/")
-    shutil.copytree(arguments.installed, place)
+    layer: Path = arguments.layer
+    place = layer / PACKAGES.relative_to("/")
+    if arguments.installed.exists():  # a service may add nothing to its base
+        shutil.copytree(arguments.installed, place)
+    place.mkdir(parents=True, exist_ok=True)
     for path in list(unused(place)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if (place / "certifi").exists():
         (place / "certifi/cacert.pem").symlink_to(CERTIFICATES)
+    for description in place.glob("*.dist-info/METADATA"):
+        head, _, _ = description.read_bytes().partition(b"\n\n")
+        description.write_bytes(head + b"\n\n")  # what scanners read, without the page for people
     strip(place)
-    for library in missing_libraries(place):
-        copy = arguments.layer / library.relative_to("/")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, copy)
-    compile_all(arguments.layer, PACKAGES, keep_sources=arguments.keep_sources)
+    if libraries := missing_libraries(place, arguments.base):
+        for library in libraries:
+            copy(library, layer)
+        bill_of_materials(layer, libraries)
+    compile_all(layer, PACKAGES, keep_sources=arguments.keep_sources)
     if arguments.module:
-        (arguments.layer / "service").symlink_to(PACKAGES / arguments.module / "__main__.py")
+        (layer / "service").symlink_to(PACKAGES / arguments.module / "__main__.py")
+    dated(layer)
 
 
 def unused(place: Path) -> Iterator[Path]:
@@ -79,15 +90,11 @@ def strip(place: Path) -> None:
         subprocess.run(["/usr/bin/strip", "--strip-unneeded", *modules], check=True)
 
 
-def missing_libraries(place: Path) -> set[Path]:
-    """C++'s library, where an extension module is linked to it; what else wheels may need is in the base."""
-    needed: set[Path] = set()
-    for module in place.rglob("*.so"):
-        listed = subprocess.run(["/usr/bin/ldd", str(module)], check=True, capture_output=True, text=True).stdout
-        if absent := re.search(r"(\S+) => not found", listed):
-            raise SystemExit(f"{module.name} needs {absent[1]}, which is not in Debian's base")
-        needed |= {Path(found) for found in re.findall(r"(/\S*/libstdc\+\+\.so\.6) \(0x", listed)}
-    return needed
+def missing_libraries(place: Path, base: Path) -> set[Path]:
+    """C++'s library, where an extension module is linked to it and `base` has none; others are in each base."""
+    modules = sorted(place.rglob("*.so"))
+    needed = shared_libraries(modules) if modules else set()
+    return {path for path in needed if path.name == "libstdc++.so.6" and not (base / path.relative_to("/")).exists()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+# All images for both architectures, with lists of what is in them and where they come from.
+#
+#   make bake                            # both architectures, built only
+#   make bake PUSH=true                  # and pushed
+#   make bake BAKE_ARGS="tts_module --set *.platform=linux/arm64"
+#
+# `make bake` sets the variables as `make images` does, so that both build the same layers.
+
+variable "REGISTRY" { default = "localhost" }
+variable "OWNER" { default = "slim-handlers" }
+variable "IMAGE_PREFIX" { default = "${REGISTRY}/${OWNER}/" }
+variable "VERSION" { default = "dev" }
+variable "BASE_VERSION" { default = "3.15-dev" }
+variable "DEBIAN" { default = "debian:forky-slim" }
+variable "SOURCE_DATE_EPOCH" { default = "0" }
+variable "SOURCE" { default = "" }
+variable "REVISION" { default = "" }
+variable "CREATED" { default = "" }
+variable "BASE_REVISION" { default = "" }
+variable "BASE_CREATED" { default = "" }
+variable "PUSH" { default = "false" }
+# Where layers are kept between builds, such as type=registry,ref=…/cache; one place for all targets.
+variable "CACHE_FROM" { default = "" }
+variable "CACHE_TO" { default = "" }
+
+group "default" { targets = ["bases", "handlers", "local_inference"] }
+group "bases" { targets = ["base", "base-ml"] }
+
+target "image" {
+  context    = "."
+  platforms  = ["linux/amd64", "linux/arm64"]
+  output     = ["type=image,rewrite-timestamp=true,push=${PUSH}"]
+  attest     = ["type=sbom", "type=provenance,mode=max"]
+  cache-from = [for each in [CACHE_FROM] : each if each != ""]
+  cache-to   = [for each in [CACHE_TO] : each if each != ""]
+  args = {
+    SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
+    SOURCE            = SOURCE
+  }
+}
+
+target "of-base" {
+  inherits   = ["image"]
+  dockerfile = "docker/base.Dockerfile"
+  args = {
+    DEBIAN   = DEBIAN
+    VERSION  = BASE_VERSION
+    REVISION = BASE_REVISION
+    CREATED  = BASE_CREATED
+  }
+}
+
+# What everything is compiled in; it goes nowhere.
+target "builder" {
+  inherits = ["of-base"]
+  target   = "builder"
+  output   = ["type=cacheonly"]
+  attest   = []
+}
+
+target "base" {
+  inherits = ["of-base"]
+  target   = "base"
+  tags     = ["${IMAGE_PREFIX}base:${BASE_VERSION}"]
+}
+
+target "base-ml" {
+  inherits = ["of-base"]
+  target   = "base-ml"
+  tags     = ["${IMAGE_PREFIX}base-ml:${BASE_VERSION}"]
+}
+
+target "service" {
+  inherits   = ["image"]
+  dockerfile = "docker/service.Dockerfile"
+  target     = "image"
+  args = {
+    BUILDER  = "builder"
+    VERSION  = VERSION
+    REVISION = REVISION
+    CREATED  = CREATED
+  }
+}
+
+target "handlers" {
+  name     = handler.name
+  inherits = ["service"]
+  matrix = {
+    handler = [
+      { name = "chat_handler", description = "Question in, cited answer out: embed, search, rerank, generate, streamed token by token over NATS." },
+      { name = "voice_assistant", description = "A spoken question in, a spoken answer out: speech to text, the shared answering, text to speech." },
+      { name = "stt_module", description = "Live speech in, transcripts out: VAD, utterances, a Whisper endpoint; sessions survive the worker." },
+      { name = "tts_module", description = "Text in, speech out: Coqui, XTTS or OpenAI-style endpoints, as ordered audio chunks over NATS." },
+      { name = "pipeline_bridge", description = "Starts, follows and stops runs on Argo Workflows, Kubeflow Pipelines and KubeRay, over NATS." },
+    ]
+  }
+  contexts = {
+    builder    = "target:builder"
+    base-image = "target:base"
+  }
+  args = {
+    SERVICE     = handler.name
+    BASE        = "base-image"
+    BASE_NAME   = "${IMAGE_PREFIX}base:${BASE_VERSION}"
+    DESCRIPTION = handler.description
+  }
+  tags = ["${IMAGE_PREFIX}${handler.name}:${VERSION}"]
+}
+
+target "local_inference" {
+  inherits = ["service"]
+  contexts = {
+    builder    = "target:builder"
+    base-image = "target:base-ml"
+  }
+  args = {
+    SERVICE     = "local_inference"
+    BASE        = "base-image"
+    BASE_NAME   = "${IMAGE_PREFIX}base-ml:${BASE_VERSION}"
+    DESCRIPTION = "Development only: OpenAI-, TEI- and Coqui-shaped endpoints on the CPU, so that everything runs with no GPU."
+    HEALTH_PORT = "8900"
+    HEALTH_PATH = "/health"
+  }
+  tags = ["${IMAGE_PREFIX}local_inference:${VERSION}"]
+}
