@@ -82,7 +82,7 @@ image-unit-test: base-images ## run the tests of the library and of each service
 	    --build-arg BUILDER=$(IMAGE_PREFIX)builder:$(BASE_VERSION) --build-arg PYTEST_ARGS="$(ARGS)" . || exit; done
 
 image-test: $(STAMP) ## run every built image for real, against real servers
-	@REQUIRE_IMAGES=1 $(IMAGE_NAMES) $(BIN)/pytest tests/images $(ARGS)
+	@REQUIRE_IMAGES=1 $(IMAGE_NAMES) $(BIN)/pytest tests/images tests/compose/test_stack.py $(ARGS)
 
 image-report: $(STAMP) ## sizes by layer and package, start and memory, beside a naive peer; fails over budget
 	@$(IMAGE_NAMES) $(BIN)/python -m tools.images $(ARGS)

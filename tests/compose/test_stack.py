@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shlex
 import shutil
 import string
 import subprocess
@@ -79,7 +78,7 @@ class Stack:
         path, *options = self.engine.command
         command = [sys.executable, "-m", "podman_compose", "--podman-path", path, "--in-pod", "false"]
         command += [f"--podman-args={option}" for option in options]
-        command += [f"--podman-run-args={option}" for option in shlex.split(os.environ.get("CONTAINER_OPTIONS", ""))]
+        command += [f"--podman-run-args={option}" for option in self.engine.options]
         command += ["-p", self.project, "-f", "compose.yaml", "-f", str(self.override), *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=self.environment)
         if check and done.returncode:

@@ -37,6 +37,9 @@ NOBODY_NEEDS = ["sh", "bash", "dash", "busybox", "apt", "dpkg", "pip", "pip3", "
 CATALOGUE = "pipelines: {ingest: {engine: argo, template: document-ingestion}}\n"
 """Pipelines for the bridge, which is not ready without any."""
 
+COMMANDS = (("docker",), ("podman",), ("podman", "--runtime", "runc"))
+LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
+
 
 class NoEngine(Exception):
     """No docker or podman here, or it has no such image."""
@@ -138,21 +141,43 @@ class Container:
         return await asyncio.to_thread(self.stop)
 
 
+def _answers(command: tuple[str, ...]) -> bool:
+    found = shutil.which(command[0]) is not None
+    return found and subprocess.run([*command, "info"], check=False, capture_output=True).returncode == 0
+
+
 @dataclass(frozen=True)
 class Engine:
     """docker, podman, or what `CONTAINER_ENGINE` names."""
 
     command: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    """What each `run` needs."""
 
     @classmethod
     def find(cls) -> "Engine":
-        """Raises NoEngine, which says what to do."""
-        if named := os.environ.get("CONTAINER_ENGINE"):
-            return cls(tuple(shlex.split(named)))
-        for name in ("docker", "podman"):
-            if shutil.which(name) and not subprocess.run([name, "info"], check=False, capture_output=True).returncode:
-                return cls((name,))
-        raise NoEngine("neither docker nor podman works here: install one, or name one by CONTAINER_ENGINE")
+        """The first that works; of one that starts no container as it is, with what lets it: another runtime, or limits
+        that this process may set, as where it is in a container itself.
+
+        Raises NoEngine, which says what to do.
+        """
+        named, given = os.environ.get("CONTAINER_ENGINE", ""), os.environ.get("CONTAINER_OPTIONS", "")
+        commands = [tuple(shlex.split(named))] if named else COMMANDS
+        here = [command for command in commands if named or _answers(command)]
+        if not here:
+            raise NoEngine("neither docker nor podman works here: install one, or name one by CONTAINER_ENGINE")
+        choices = [tuple(shlex.split(given))] if given else [(), LIMITS]
+        engines = [cls(command, options) for command in here for options in choices]
+        return next((engine for engine in engines if engine._starts()), engines[0])
+
+    def _starts(self) -> bool:
+        """Whether it can start a container; taken for granted while there is no image to try it with."""
+        for service in SERVICES:
+            with contextlib.suppress(NoEngine, subprocess.TimeoutExpired):
+                run = [*self.command, "run", "--rm", "--network", "host", *self.options, *PYTHON, self.built(service)]
+                tried = subprocess.run([*run, "-I", "-S", "-c", ""], check=False, capture_output=True, timeout=30)
+                return tried.returncode == 0
+        return True
 
     def ask(self, *arguments: str, check: bool = True) -> str:
         """What the engine prints for a command."""
@@ -229,8 +254,7 @@ class Engine:
         name = f"test-{uuid.uuid4().hex[:12]}"
         command = [*self.command, "run", "--rm", "--name", name, "--read-only", "--network", "host"]
         # Tests check the health themselves, and podman has a say on stderr where it finds no systemd to do it.
-        command += ["--no-healthcheck", *options]
-        command += shlex.split(os.environ.get("CONTAINER_OPTIONS", ""))
+        command += ["--no-healthcheck", *options, *self.options]
         for key, value in environment.items():
             command += ["--env", f"{key}={value}"]
         # A session of its own: an interrupt at the terminal reaches the one who measures, and it ends the container.
