@@ -10,7 +10,6 @@ import os
 from typing import Any
 
 import msgpack
-from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, WORK_SUBJECT, Work, compute
 from faststream import FastStream
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from faststream.nats.annotations import NatsMessage as InjectedMessage
@@ -18,6 +17,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, WORK_SUBJECT, Work, compute
 
 INJECTED = os.environ.get("BENCH_FASTSTREAM") == "injected"
 

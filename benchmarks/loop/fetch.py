@@ -6,8 +6,9 @@ import os
 import msgpack
 import nats
 import uvloop
-from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, Work, compute
 from nats.errors import TimeoutError as NatsTimeoutError
+
+from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, Work, compute
 
 
 async def main() -> None:

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import msgpack
 import nats
-from benchmarks.loop.counter import ResultCounter
-from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, WORK_SUBJECT, Work, compute
-from benchmarks.processes import BenchmarkError, end_of, running
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from nats.js.errors import NotFoundError
+
+from benchmarks.loop.counter import ResultCounter
+from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, WORK_SUBJECT, Work, compute
+from benchmarks.processes import BenchmarkError, end_of, running
 
 WARM_UP = 0.05
 """The share of a round's messages that is not timed."""

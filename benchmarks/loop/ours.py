@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 from benchmarks.loop.messages import RESULT_SUBJECT, STREAM, WORK_SUBJECT, Work, compute
-
 from handler_core.config import ServiceSettings
 from handler_core.context import Context
 from handler_core.limits import Limits

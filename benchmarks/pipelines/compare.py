@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 import msgpack
 import psutil  # type: ignore[import-untyped]
-from benchmarks.processes import PYTHON, BenchmarkError, end_of, nats_server, running, say
 
+from benchmarks.processes import PYTHON, BenchmarkError, end_of, nats_server, running, say
 from handler_core import pipelines, streams
 from handler_core.config import NatsSettings
 from handler_core.connection import Connection, connect

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
-from benchmarks.processes import PYTHON, BenchmarkError, end_of, nats_server, running, say
 
+from benchmarks.processes import PYTHON, BenchmarkError, end_of, nats_server, running, say
 from handler_core import streams
 from handler_core.config import NatsSettings
 from handler_core.connection import connect

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+
 from benchmarks.processes import BenchmarkError, end_of, nats_server, running, say
 from benchmarks.turns.candidates import (
     BINARIES,
@@ -26,7 +27,6 @@ from benchmarks.turns.candidates import (
     upstreams,
 )
 from benchmarks.turns.report import Figures, print_table, summary
-
 from handler_core import streams
 from handler_core.config import NatsSettings
 from handler_core.connection import connect

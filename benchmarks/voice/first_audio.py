@@ -16,7 +16,6 @@ from pathlib import Path
 from benchmarks.processes import PYTHON, ROOT, BenchmarkError, end_of, nats_server, running, say
 from benchmarks.turns import candidates
 from benchmarks.voice.programs import models
-
 from handler_core import streams
 from handler_core.client import follow
 from handler_core.config import NatsSettings

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+
 from benchmarks.processes import PYTHON, ROOT, BenchmarkError, end_of, nats_server, running, say
 from benchmarks.voice.programs import BINARIES, models
-
 from handler_core import streams
 from handler_core.config import NatsSettings
 from handler_core.connection import connect

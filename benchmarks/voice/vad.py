@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.processes import BUILD, ROOT, BenchmarkError, say
 
+from benchmarks.processes import BUILD, ROOT, BenchmarkError, say
 from handler_core.audio import BadAudio, read_wav
 from stt_module.segmenter import Dropped, Event, Rules, Segmenter, Utterance
 
