@@ -9,7 +9,10 @@ ARG DEBIAN=debian:forky-slim
 # Everything is installed and compiled here; services are, too. Nothing of it but chosen files leaves it.
 FROM ${DEBIAN} AS builder
 ARG PYTHON=python3.15
-RUN apt-get update \
+# The day since which packages are taken as they are: another one has them fetched anew.
+ARG ARCHIVE
+RUN echo "Debian's archive, ${ARCHIVE}" \
+ && apt-get update \
  && apt-get install -y --no-install-recommends ${PYTHON} ${PYTHON}-dev ${PYTHON}-venv \
       binutils ca-certificates cmake g++ gcc libc6-dev ninja-build tzdata
 COPY locks/build.txt /build/locks/
@@ -36,7 +39,9 @@ COPY --from=layers /layers/system /
 COPY --from=layers /layers/packages /
 # Pydantic otherwise reads what every installed package declares, in search of plugins, before the first model is made;
 # and where time zones are would be looked up among all that Python was built with.
+# gRPC's remarks are no JSON among the logs.
 ENV GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/etc/ssl/certs/ca-certificates.crt \
+    GRPC_VERBOSITY=ERROR \
     PYDANTIC_DISABLE_PLUGINS=__all__ \
     PYTHONTZPATH=/usr/share/zoneinfo
 USER 65532:65532
@@ -60,6 +65,7 @@ LABEL org.opencontainers.image.title=base \
 FROM layers AS layers-ml
 COPY locks/base-ml.txt /build/locks/
 RUN pip install --no-deps --no-build-isolation --no-compile --require-hashes -r /build/locks/base-ml.txt --target /packages-ml \
+ && cp -a /layers/packages/. /layers/system/ \
  && python /build/root_of_packages.py --base /layers/system /packages-ml /layers/ml
 
 FROM base AS base-ml

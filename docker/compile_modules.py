@@ -26,6 +26,8 @@ INDIFFERENT = {
     "deprecated", "final", "getter", "lru_cache", "property", "reify", "setter", "staticmethod", "wraps",
 }  # fmt: skip
 """Decorators that make the same of a function with and without annotations; `functools.singledispatch` does not."""
+DOCUMENTED = "/numpy/"
+"""What makes docstrings of others' when it is imported."""
 UNTYPED = ("pydantic_core/core_schema.py",)
 """Modules that declare kinds of dictionaries, here a hundred, of which nothing is read while they run."""
 
@@ -55,7 +57,9 @@ def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
 
 def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_source: bool) -> None:
     text = source.read_bytes()
-    bare = Bare(versions, keep_annotations=keep_source, untyped=name.endswith(UNTYPED))
+    bare = Bare(
+        versions, keep_annotations=keep_source, keep_docstrings=DOCUMENTED in name, untyped=name.endswith(UNTYPED)
+    )
     tree = bare.visit(ast.parse(text, name))
     code = without_columns(compile(tree, name, "exec", dont_inherit=True, optimize=0))
     bytecode = Path(importlib.util.cache_from_source(source)) if keep_source else source.with_suffix(".pyc")
@@ -112,9 +116,12 @@ class Bare(ast.NodeTransformer):
         untyped: whether `dict` stands for each kind of it that the module declares.
     """
 
-    def __init__(self, versions: Mapping[str, str], *, keep_annotations: bool, untyped: bool) -> None:
+    def __init__(
+        self, versions: Mapping[str, str], *, keep_annotations: bool, keep_docstrings: bool, untyped: bool
+    ) -> None:
         self.versions = versions
         self.keep_annotations = keep_annotations
+        self.keep_docstrings = keep_docstrings
         self.unchecked = {"TypedDict"} if untyped else None
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
@@ -133,7 +140,9 @@ class Bare(ast.NodeTransformer):
 
     def undocumented(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         self.generic_visit(node)
-        while node.body and _is_text(node.body[0]):  # a second one would become the docstring
+        while (
+            not self.keep_docstrings and node.body and _is_text(node.body[0])
+        ):  # a second one would become the docstring
             empty = ast.copy_location(ast.Pass(), node.body.pop(0))
             if not node.body and not isinstance(node, ast.Module):
                 node.body.append(empty)

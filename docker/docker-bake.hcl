@@ -12,6 +12,7 @@ variable "IMAGE_PREFIX" { default = "${REGISTRY}/${OWNER}/" }
 variable "VERSION" { default = "dev" }
 variable "BASE_VERSION" { default = "3.15-dev" }
 variable "DEBIAN" { default = "debian:forky-slim" }
+variable "ARCHIVE" { default = "" }
 variable "SOURCE_DATE_EPOCH" { default = "0" }
 variable "SOURCE" { default = "" }
 variable "REVISION" { default = "" }
@@ -19,9 +20,6 @@ variable "CREATED" { default = "" }
 variable "BASE_REVISION" { default = "" }
 variable "BASE_CREATED" { default = "" }
 variable "PUSH" { default = "false" }
-# Where layers are kept between builds, such as type=registry,ref=…/cache; one place for all targets.
-variable "CACHE_FROM" { default = "" }
-variable "CACHE_TO" { default = "" }
 
 group "default" { targets = ["bases", "handlers", "local_inference"] }
 group "bases" { targets = ["base", "base-ml"] }
@@ -31,8 +29,6 @@ target "image" {
   platforms  = ["linux/amd64", "linux/arm64"]
   output     = ["type=image,rewrite-timestamp=true,push=${PUSH}"]
   attest     = ["type=sbom", "type=provenance,mode=max"]
-  cache-from = [for each in [CACHE_FROM] : each if each != ""]
-  cache-to   = [for each in [CACHE_TO] : each if each != ""]
   args = {
     SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
     SOURCE            = SOURCE
@@ -44,6 +40,7 @@ target "of-base" {
   dockerfile = "docker/base.Dockerfile"
   args = {
     DEBIAN   = DEBIAN
+    ARCHIVE  = ARCHIVE
     VERSION  = BASE_VERSION
     REVISION = BASE_REVISION
     CREATED  = BASE_CREATED
@@ -55,7 +52,7 @@ target "builder" {
   inherits = ["of-base"]
   target   = "builder"
   output   = ["type=cacheonly"]
-  attest   = []
+  attest   = ["type=sbom,disabled=true", "type=provenance,disabled=true"]
 }
 
 target "base" {

@@ -7,14 +7,18 @@ import _socket
 import posix
 import sys
 
-port = int(posix.environ.get(b"HEALTH_PORT", b"8080"))
-path = posix.environ.get(b"HEALTH_PATH", b"/readyz")
-try:
-    connection = _socket.socket()
-    connection.settimeout(2)
-    connection.connect(("127.0.0.1", port))
-    connection.send(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path)
-    answer = connection.recv(64)
-except OSError:
-    answer = b""
+port = int(posix.environ.get(b"HEALTH_PORT") or b"8080")
+path = posix.environ.get(b"HEALTH_PATH") or b"/readyz"
+answer = b""
+# A service that listens on `::` listens there alone.
+for family, host in ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1")):
+    try:
+        connection = _socket.socket(family)
+        connection.settimeout(2)
+        connection.connect((host, port))
+        connection.send(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path)
+        answer = connection.recv(64)
+        break
+    except OSError:
+        continue
 sys.exit(answer[9:12] != b"200")

@@ -8,14 +8,17 @@ REGISTRY ?= localhost
 OWNER ?= slim-handlers
 IMAGE_PREFIX ?= $(REGISTRY)/$(OWNER)/
 VERSION ?= dev
-DEBIAN ?= $(shell cat docker/debian.txt)
+# The Debian image, and the day whose state of Debian's archive is asked for: `make base-refresh` sets both anew.
+DEBIAN ?= $(shell sed -n 1p docker/debian.txt)
+ARCHIVE ?= $(shell sed -n 2p docker/debian.txt)
 # The time that all files in the layers have. By default always the same, so that layers change with what is in them only.
 SOURCE_DATE_EPOCH ?= 0
+unexport SOURCE_DATE_EPOCH
 # A base is named by what it is made of, so that what a name stands for never changes.
 BASE_INPUTS := docker/base.Dockerfile docker/debian.txt $(patsubst %,docker/%.py,compile_modules debian_files healthcheck \
   root_of_base root_of_packages) locks/build.txt locks/base.txt locks/base-ml.txt
 ifndef BASE_VERSION
-BASE_VERSION := 3.15-$(shell { echo '$(DEBIAN) $(SOURCE_DATE_EPOCH)'; cat $(BASE_INPUTS); } | \
+BASE_VERSION := 3.15-$(shell { echo '$(DEBIAN) $(ARCHIVE) $(SOURCE_DATE_EPOCH)'; printf '%s\n' $(BUILD_ARGS) | grep =; cat $(BASE_INPUTS); } | \
   $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])')
 endif
 # Where the sources are, for the images' labels.
@@ -24,15 +27,21 @@ REVISION ?= $(call committed,%H,.)
 CREATED ?= $(call committed,%cd,.)
 committed = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=$(1) -- $(2) 2>/dev/null)
 
-# An engine that is installed and works: a client of docker's without its daemon does not.
-ENGINE ?= $(eval ENGINE := $(shell for name in docker buildah podman; do $$name info >/dev/null 2>&1 && echo $$name && break; done))$(ENGINE)
+# An engine that is installed and works: a client of docker's without its daemon does not, and a `docker` may be podman.
+ENGINE ?= $(eval ENGINE := $(shell for name in docker buildah podman; do \
+  [ $$name = docker ] && docker --version 2>/dev/null | grep -qi podman && continue; \
+  $$name info >/dev/null 2>&1 && echo $$name && break; done))$(ENGINE)
 # buildah and podman build without namespaces or a network of the build's own: so they can in a container, and without root.
-ALONE := --layers --isolation chroot --network host --format docker --pull=false --timestamp $(SOURCE_DATE_EPOCH)
+ALONE := --layers --isolation chroot --network host --format docker --pull=false
 BUILDER ?= $(or $(if $(filter buildah,$(ENGINE)),buildah bud $(ALONE)),$(if $(filter podman,$(ENGINE)),podman build $(ALONE)),$(if $(ENGINE),$(ENGINE) build))
 BUILD_ARGS ?=
-BUILD = $(BUILDER) $(BUILD_ARGS) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) --build-arg SOURCE=$(SOURCE)
+# From 1.41 on buildah has the option, takes the argument for it, and will have no other time beside it.
+DATED = $(if $(filter buildah podman,$(ENGINE)),$(or $(shell $(ENGINE) build --help 2>/dev/null | grep -q -e --source-date-epoch && \
+  echo --source-date-epoch $(SOURCE_DATE_EPOCH) --rewrite-timestamp),--timestamp $(SOURCE_DATE_EPOCH) $(EPOCH)),$(EPOCH))
+EPOCH = --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)
+BUILD = $(BUILDER) $(DATED) $(BUILD_ARGS) --build-arg SOURCE=$(SOURCE)
 # A base has the revision that last changed it: it is the same image until the next one.
-BUILD_BASE = $(BUILD) -f docker/base.Dockerfile --build-arg DEBIAN=$(DEBIAN) --build-arg VERSION=$(BASE_VERSION) \
+BUILD_BASE = $(BUILD) -f docker/base.Dockerfile --build-arg DEBIAN=$(DEBIAN) --build-arg ARCHIVE=$(ARCHIVE) --build-arg VERSION=$(BASE_VERSION) \
   --build-arg REVISION=$(call committed,%H,$(BASE_INPUTS)) --build-arg CREATED=$(call committed,%cd,$(BASE_INPUTS))
 # For the loops below, where $$service is one of $(IMAGES).
 BASE_OF = $(IMAGE_PREFIX)$$([ $$service = local_inference ] && echo base-ml || echo base):$(BASE_VERSION)
@@ -67,6 +76,7 @@ base-version:
 
 engine:
 	@[ -n "$(ENGINE)" ] || { echo "make: neither docker, buildah nor podman works here: install one, or start it" >&2; exit 1; }
+	@[ "$(BASE_VERSION)" != 3.15- ] || { echo "make: $(PYTHON) does not run: name another one by PYTHON" >&2; exit 1; }
 
 base-images: engine
 	@for name in builder $(BASES); do \
@@ -101,12 +111,12 @@ images-reproducible: engine ## build twice without cache, compare the layers' di
 	  else differ=1; echo "✗ $$name: other layers the second time:"; diff build/layers-1 build/layers-2; fi; done; exit $$differ
 
 bake: ## build all images for amd64 and arm64 with docker's buildx; PUSH=true pushes them, BAKE_ARGS adds options
-	@IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) BASE_VERSION=$(BASE_VERSION) DEBIAN=$(DEBIAN) SOURCE=$(SOURCE) \
+	@IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) BASE_VERSION=$(BASE_VERSION) DEBIAN=$(DEBIAN) ARCHIVE=$(ARCHIVE) SOURCE=$(SOURCE) \
 	  REVISION=$(REVISION) CREATED=$(CREATED) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
 	  BASE_REVISION=$(call committed,%H,$(BASE_INPUTS)) BASE_CREATED=$(call committed,%cd,$(BASE_INPUTS)) \
 	  docker buildx bake -f docker/docker-bake.hcl $(BAKE_ARGS)
 
-base-refresh: ## pin the Debian image to what its tag is now: rewrites docker/debian.txt
+base-refresh: ## pin the Debian image to what its tag is now, and its packages to today's: rewrites docker/debian.txt
 	@$(PYTHON) docker/refresh_debian.py docker/debian.txt
 
 push-images: engine ## push what `make images` built; a base that the registry has stays as it is there

@@ -1,8 +1,10 @@
 """Pins the Debian image by the digest that its tag has now: `python3 docker/refresh_debian.py docker/debian.txt`.
 
-The registry is asked with whichever tool is here. Where none gets an answer, the file stays as it is.
+The second line is today's date: with another one, the packages that are installed on it are fetched anew. The registry
+is asked with whichever tool is here. Where none gets an answer, the file stays as it is.
 """
 
+import datetime
 import re
 import subprocess
 import sys
@@ -22,13 +24,13 @@ PATIENCE = 300
 
 
 def main(file: Path) -> None:
-    before = file.read_text().strip()
+    before = file.read_text().split()[0]
     tag = before.partition("@")[0]
     found = digest(tag)
     if found is None:
         tools = "docker buildx, skopeo, podman"
         raise SystemExit(f"no tool here got an answer of {tag}'s registry ({tools}); {file} stays as it is")
-    file.write_text(f"{tag}@{found}\n")
+    file.write_text(f"{tag}@{found}\n{datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n")
     print(f"{tag} is {found}" + (", as before" if before.endswith(found) else ""))
 
 

@@ -91,10 +91,15 @@ def strip(place: Path) -> None:
 
 
 def missing_libraries(place: Path, base: Path) -> set[Path]:
-    """C++'s library, where an extension module is linked to it and `base` has none; others are in each base."""
-    modules = sorted(place.rglob("*.so"))
+    """What extension modules are linked to and `base` has not, nor do they bring it along; C++'s library as a rule."""
+    modules = sorted(place.rglob("*.so*"))
     needed = shared_libraries(modules) if modules else set()
-    return {path for path in needed if path.name == "libstdc++.so.6" and not (base / path.relative_to("/")).exists()}
+    return {
+        path
+        for path in needed
+        if not path.is_relative_to(place) and not (base / path.resolve().relative_to("/")).exists()
+        and not (base / path.relative_to("/")).exists()
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -36,16 +36,23 @@ scan: $(GRYPE) ## look for known vulnerabilities in what `make sbom` listed; fai
 	  echo "→ $$service"; GRYPE_DB_AUTO_UPDATE=false $(GRYPE) --quiet --only-fixed --fail-on high sbom:$(SBOM)/$$service.syft.json || failed=1; \
 	done; exit $$failed
 
+# The first part of a name is a registry if it has a dot or a colon, or is localhost; else an owner on docker's default one.
+registry_of = $(if $(findstring .,$(1))$(findstring :,$(1))$(filter localhost,$(1)),$(1),docker.io)
+
 registry-login: ## log in where IMAGE_PREFIX says, as REGISTRY_USER with REGISTRY_PASSWORD
 	@[ -n "$$REGISTRY_USER" ] && [ -n "$$REGISTRY_PASSWORD" ] || { \
 	  echo "make: set REGISTRY_USER and REGISTRY_PASSWORD in the environment" >&2; exit 1; }
 	@printf %s "$$REGISTRY_PASSWORD" | $(ENGINE) login --username "$$REGISTRY_USER" --password-stdin \
-	  $(firstword $(subst /, ,$(IMAGE_PREFIX)))
+	  $(call registry_of,$(firstword $(subst /, ,$(IMAGE_PREFIX))))
 
-sign: $(COSIGN) ## sign the pushed images and attest their SPDX lists, with COSIGN_KEY or, without one, keyless
+sign: $(COSIGN) ## sign the pushed images and bases, attest the images' SPDX lists, with COSIGN_KEY or, without one, keyless
 	@ls $(IMAGES:%=$(SBOM)/%.spdx.json) >/dev/null || { echo "make: first make sbom" >&2; exit 1; }
-	@for service in $(IMAGES); do \
-	  image=$$($(COSIGN) triangulate --type digest $(IMAGE_PREFIX)$$service:$(VERSION)) || exit; set -- --yes $${COSIGN_KEY:+--key "$$COSIGN_KEY"} $(COSIGN_OPTIONS); \
+	@set -- --yes $${COSIGN_KEY:+--key "$$COSIGN_KEY"} $(COSIGN_OPTIONS); \
+	for base in $(BASES:%=$(IMAGE_PREFIX)%:$(BASE_VERSION)); do \
+	  image=$$($(COSIGN) triangulate --type digest $$base) && $(COSIGN) sign "$$@" $$image || exit; \
+	done; \
+	for service in $(IMAGES); do \
+	  image=$$($(COSIGN) triangulate --type digest $(IMAGE_PREFIX)$$service:$(VERSION)) && \
 	  $(COSIGN) sign "$$@" $$image && \
 	  $(COSIGN) attest "$$@" --type spdxjson --predicate $(SBOM)/$$service.spdx.json $$image || exit; \
 	done

@@ -17,7 +17,7 @@ from handler_core.connection import Connection
 from handler_core.contract.chat import CHAT, ChatRequest
 from handler_core.jetstream import Api
 from handler_core.testing import ask, connection, free_port, nats_server_binary, until
-from handler_core.testing_images import Engine, NoEngine, answers
+from handler_core.testing_images import INTERPRETER, Engine, NoEngine, answers
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("nats", "provision", "local_inference", "chat_handler", "tts_module")
@@ -146,14 +146,16 @@ async def test_a_question_is_answered_through_the_containers(stack: Stack) -> No
 
 async def test_handlers_run_with_no_rights_on_a_read_only_root(stack: Stack) -> None:
     name = f"{stack.project}_chat_handler_1"
-    pid = stack.engine.ask("inspect", "--format", "{{.State.Pid}}", name)
-    status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
-    )
+
+    def told(file: str) -> list[str]:
+        """What the container's own /proc says of its first process: ids are others outside, without root."""
+        return stack.engine.ask("exec", name, INTERPRETER, "-c", f"print(open('/proc/1/{file}').read())").splitlines()
+
+    status = dict(line.split(":\t", 1) for line in told("status") if ":\t" in line)
     assert status["Uid"].split() == ["65532"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"] == "1"
-    mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    mounts = [line.split() for line in told("mountinfo")]
     [root] = [mount for mount in mounts if mount[4] == "/"]
     assert "ro" in root[5].split(",")
 

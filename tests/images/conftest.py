@@ -98,7 +98,7 @@ def catalogue(folder: Path) -> tuple[str, ...]:
     """Options by which the bridge has a catalogue, and whatever else is in the folder."""
     folder.chmod(0o755)
     (folder / "pipelines.yaml").write_text(CATALOGUE)
-    return ("--volume", f"{folder}:/etc/pipelines:ro")
+    return ("--volume", f"{folder}:/etc/pipelines:ro,z")
 
 
 @pytest.fixture

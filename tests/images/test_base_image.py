@@ -94,7 +94,7 @@ async def test_it_speaks_tls_with_those_whose_authority_it_knows(
 ) -> None:
     environment = {"SSL_CERT_FILE": "/authority/ca.crt"} if known else {}
     code = FETCH.replace("sys.argv[1]", repr(guarded))
-    options = ("--volume", f"{tmp_path}:/authority:ro")
+    options = ("--volume", f"{tmp_path}:/authority:ro,z")
     assert await engine.run(image, code, environment, options=options) == (0, said, "")
 
 

@@ -138,7 +138,7 @@ async def test_every_module_of_ours_can_be_imported_but_those_of_uses_it_does_no
 async def test_it_runs_read_only_as_nobody_and_ends_in_order_with_nothing_written(start: Start, name: str) -> None:
     with start(name, **UPSTREAMS.get(name, {})) as container:
         await container.ready()
-        user = container.user
+        user = await container.user()
         first = await container.python("print(open('/proc/1/cmdline').read().split('\\0')[0])")
         written = await container.python(WRITABLE)
         code, out, logged = await container.ended()

@@ -75,3 +75,8 @@ async def test_it_ends_at_once_though_an_answer_is_under_way(start: Start) -> No
             await answer.content.readline()
             code, _, logged = await asyncio.wait_for(container.ended(), 20)
     assert code == 0, logged
+
+
+async def test_all_of_numpy_can_be_imported(container: Container) -> None:
+    code = "import numpy.ma, numpy.matlib, numpy.lib.recfunctions; print(numpy.ma.arange(3).sum())"
+    assert (await container.python(code)).strip() == "3"

@@ -87,6 +87,43 @@ async def test_without_an_index_nothing_is_uploaded(wheels: Path, plain_environm
     assert "make publish-wheels INDEX_URL=" in printed
 
 
+@pytest.mark.parametrize(
+    ("prefix", "registry"),
+    [
+        ("registry.example.org/owner/", "registry.example.org"),
+        ("registry:5000/owner/", "registry:5000"),
+        ("localhost/owner/", "localhost"),
+        ("owner/", "docker.io"),
+    ],
+)
+async def test_a_prefix_that_names_no_registry_is_an_owner_on_dockers_own(
+    prefix: str, registry: str, plain_environment: dict[str, str]
+) -> None:
+    environment = {**plain_environment, "REGISTRY_USER": "me", "REGISTRY_PASSWORD": "pass"}
+    code, printed = await make(environment, "registry-login", "ENGINE=echo", f"IMAGE_PREFIX={prefix}")
+    assert (code, printed) == (0, f"login --username me --password-stdin {registry}\n")
+
+
+async def test_bases_are_signed_and_services_signed_and_attested(
+    tmp_path: Path, plain_environment: dict[str, str]
+) -> None:
+    (tmp_path / "tts_module.spdx.json").touch()
+    cosign = tmp_path / "cosign"
+    cosign.write_text('#!/bin/sh\n[ "$1" = triangulate ] && echo "digest-of-$4" || echo "$1 $2 $3 $4 $5 $6 $7 $8"\n')
+    cosign.chmod(0o755)
+    names = ("IMAGE_PREFIX=r.test/o/", "IMAGES=tts_module", "VERSION=v1", "BASE_VERSION=3.15-x")
+    code, printed = await make(
+        {**plain_environment, "COSIGN_KEY": "a.key"}, "sign", f"COSIGN={cosign}", f"SBOM={tmp_path}", *names
+    )
+    assert code == 0, printed
+    assert [line.split() for line in printed.splitlines()] == [
+        ["sign", "--yes", "--key", "a.key", "digest-of-r.test/o/base:3.15-x"],
+        ["sign", "--yes", "--key", "a.key", "digest-of-r.test/o/base-ml:3.15-x"],
+        ["sign", "--yes", "--key", "a.key", "digest-of-r.test/o/tts_module:v1"],
+        ["attest", "--yes", "--key", "a.key", "--type", "spdxjson", "--predicate", f"{tmp_path}/tts_module.spdx.json"],
+    ]
+
+
 async def test_a_release_published_twice_has_the_second_notes(forge: FakeForge) -> None:
     for notes in ("first", "second"):
         said = await asyncio.to_thread(of(forge)().publish_release, "v1.0.0", notes)

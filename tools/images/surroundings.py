@@ -48,7 +48,7 @@ class World:
         if service != "pipeline_bridge":
             return Surroundings(environment)
         environment |= {"KUBECONFIG": "/cluster/kubeconfig", "PIPELINES_FILE": "/cluster/pipelines.yaml"}
-        return Surroundings(environment, ("--volume", f"{self.cluster}:/cluster:ro"))
+        return Surroundings(environment, ("--volume", f"{self.cluster}:/cluster:ro,z"))
 
     @property
     def naive(self) -> dict[str, str]:

@@ -27,6 +27,8 @@ except KeyError:
     log.exception("failed", request_id="q3")
     logging.getLogger("nats.aio.client").exception("nats: %s", "encountered error")
 logging.getLogger("aiohttp.server").error("Error handling request\\nfrom %s", "127.0.0.1")
+logging.getLogger("asyncio").warning("returning true from eof_received() has no effect when using ssl")
+logging.getLogger("asyncio").warning("another warning")
 logging.getLogger("aiohttp.access").info("GET /livez")
 
 async def forgotten():
@@ -108,6 +110,11 @@ def test_detail_and_access_lines_are_left_out_unless_asked_for(entries: dict[str
     assert "detail" not in entries
     assert "GET /livez" not in entries
     assert any('"detail"' in line for line in run(LOG_LEVEL="debug"))
+
+
+def test_what_asyncio_says_at_the_end_of_every_tls_stream_is_left_out(entries: dict[str, dict[str, Any]]) -> None:
+    assert "another warning" in entries
+    assert not any("eof_received" in event for event in entries)
 
 
 def test_the_level_is_a_threshold() -> None:

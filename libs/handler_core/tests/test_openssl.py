@@ -69,6 +69,14 @@ def test_settings_that_name_tls_say_so(settings: dict[str, Any]) -> None:
     assert ServiceSettings(**settings).encrypted
 
 
+@pytest.mark.parametrize("name", ["https_proxy", "HTTP_PROXY", "grpc_proxy"])
+def test_a_proxy_that_is_reached_by_tls_counts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "http://proxy:3128")
+    assert not ServiceSettings().encrypted
+    monkeypatch.setenv(name, "https://proxy:3128")
+    assert ServiceSettings().encrypted
+
+
 def test_settings_that_name_none_say_so() -> None:
     settings = ServiceSettings(
         nats_url="nats://a:4222,ws://b", nats_user="https", otel_exporter_otlp_endpoint="http://a"

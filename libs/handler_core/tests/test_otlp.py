@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import ssl
 import sys
 import textwrap
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 
 import msgpack
 import pytest
+import trustme
+from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -619,3 +622,36 @@ def test_spans_are_encoded_as_opentelemetry_encodes_them() -> None:
     tracer.begin("remote", parent=PARENT, state="a=1,b=2").end(error_type="canceled")
     theirs = encode_spans(ended)
     assert ExportTraceServiceRequest.FromString(encode(ended)) == theirs
+
+
+# -- TLS
+
+
+@pytest.mark.parametrize(("named", "arrives"), [("ca.pem", True), ("no.pem", False), ("", False)])
+async def test_an_authority_of_ones_own_is_known_by_ssl_cert_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: Log, named: str, arrives: bool
+) -> None:
+    authority, taken = trustme.CA(), list[str]()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def take(request: web.Request) -> web.Response:
+        taken.append(request.path)
+        return web.Response()
+
+    app, port = web.Application(), free_port()
+    app.router.add_post("/v1/traces", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # which count before all else with requests
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / named) if named else "")
+    try:
+        async with tracing_to(f"https://127.0.0.1:{port}", otel_exporter_otlp_timeout=500) as tracer:
+            tracer.begin("turn").end()
+    finally:
+        await runner.cleanup()
+    assert (taken == ["/v1/traces"]) is arrives
+    assert [entry["error"] for entry in events(logged, "telemetry_export_failed")] == ([] if arrives else ["SSLError"])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from handler_core.jetstream import Api
 from handler_core.testing import NatsServer, connection, free_port, nats_server
 
 
-def provision(url: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+def provision(url: str, *arguments: str, **settings: str) -> tuple[int, list[dict[str, Any]]]:
     """Its exit code, and what it logged."""
-    environment = {**os.environ, "NATS_URL": url, "LOG_FORMAT": "json"}
+    environment = {**os.environ, "NATS_URL": url, "LOG_FORMAT": "json", **settings}
     command = [sys.executable, "-m", "handler_core.provision", *arguments]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=30)
     return done.returncode, [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
@@ -40,6 +41,14 @@ def test_a_server_that_is_not_there_is_named_in_the_end() -> None:
     url = f"nats://127.0.0.1:{free_port()}"
     code, logged = provision(url, "--wait", "0.5")
     assert (code, logged[-1]["event"], logged[-1]["url"]) == (1, "nats_not_reached", url)
+
+
+def test_a_file_that_holds_no_certificate_is_told_of_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("no certificate")
+    code, logged = provision(f"nats://127.0.0.1:{free_port()}", NATS_TLS_CA=str(file))
+    assert (code, [line["event"] for line in logged]) == (1, ["provisioning_failed"])
+    assert logged[0]["error"].startswith("NATS_TLS_CA: cannot be used")
 
 
 def test_what_cannot_be_changed_in_place_is_named_and_left(nats: NatsServer) -> None:

@@ -45,7 +45,14 @@ def configure(settings: LogSettings, service: str) -> None:
     )
     handler = logging.StreamHandler(_Stderr())
     handler.setFormatter(formatter)
+    handler.addFilter(_says_something)
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    # asyncio (and uvloop, in its name) warns of this whenever the other end closes a TLS stream: its own StreamReader
+    # keeps the connection half open then, which TLS cannot, and there is nothing that anyone could do about it.
+    return (record.name, record.msg) != ("asyncio", "returning true from eof_received() has no effect when using ssl")
 
 
 class _Stderr:

@@ -2,7 +2,7 @@
 
 The same as `handlers streams apply`, from any handler's image: a Job in Kubernetes, or the first container of a pod.
 Settings are NATS's and those of logs; exits 1 when NATS is not reached in time, refuses, or has something that cannot
-be changed in place.
+be changed in place, and when a file for TLS cannot be used.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 import structlog
 
 from handler_core import logs, streams
-from handler_core.config import load_or_exit
+from handler_core.config import SettingsError, load_or_exit
 from handler_core.config.base import masked
 from handler_core.config.nats import NatsSettings
 from handler_core.config.service import LogSettings
@@ -55,7 +55,7 @@ async def apply(settings: Settings, replicas: int, wait: float) -> int:
     except TimeoutError:
         log.error("nats_not_reached", url=masked(settings.nats_url), seconds=wait)
         return 1
-    except (JetStreamError, HandlerError) as error:
+    except (JetStreamError, HandlerError, SettingsError, OSError) as error:
         log.error("provisioning_failed", error=str(error))
         return 1
     for difference in changed:

@@ -14,7 +14,6 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -36,6 +35,8 @@ NOBODY_NEEDS = ["sh", "bash", "dash", "busybox", "apt", "dpkg", "pip", "pip3", "
 """Commands that no image has."""
 CATALOGUE = "pipelines: {ingest: {engine: argo, template: document-ingestion}}\n"
 """Pipelines for the bridge, which is not ready without any."""
+USER = "print(open('/proc/1/status').read().partition('\\nUid:')[2].split()[0])"
+"""Code that prints the user id of a container's first process, the service."""
 
 COMMANDS = (("docker",), ("podman",), ("podman", "--runtime", "runc"))
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
@@ -93,10 +94,10 @@ class Container:
         found = self.engine.ask("inspect", "--format", "{{.State.Pid}}", self.name, check=False)
         return int(found) if found.isdigit() else 0
 
-    @property
-    def user(self) -> str:
-        """The id of the user that the service runs as."""
-        return Path(f"/proc/{self.pid}/status").read_text().partition("\nUid:")[2].split()[0]
+    async def user(self) -> str:
+        """The id of the user that the service runs as, as the container has it."""
+        # Not from this machine's /proc: an engine without root maps the container's ids to others here.
+        return await self.python(USER)
 
     async def becomes(self, status: int) -> None:
         """Wait until its readiness has this status."""

@@ -1,5 +1,6 @@
 """What every service reads: logs and the process itself."""
 
+import os
 from typing import Literal
 
 from pydantic import Field
@@ -31,8 +32,9 @@ class ServiceSettings(NatsSettings, LogSettings, OtelSettings):
 
     @property
     def encrypted(self) -> bool:
-        """Whether anything that is connected to may be so by TLS, as far as the settings tell."""
+        """Whether anything that is connected to may be so by TLS, as far as the settings and the proxies tell."""
         if self.nats_tls_ca is not None or self.nats_tls_cert is not None:
             return True
         texts = [value for value in dict(self).values() if isinstance(value, str)]
+        texts += [value.lower() for name, value in os.environ.items() if name.lower().endswith("_proxy")]
         return any(scheme in text for text in texts for scheme in ("https://", "tls://", "wss://"))

@@ -35,7 +35,8 @@ class OtelSettings(Settings):
     """Milliseconds that one export may take, with its retries."""
     otel_exporter_otlp_compression: Literal["none", "gzip", "deflate"] = "none"
     otel_exporter_otlp_certificate: Path | None = None
-    """The certificates that the collector's is checked against."""
+    """The certificates that the collector's is checked against; unset, those that `SSL_CERT_FILE` names, or the
+    system's."""
     otel_exporter_otlp_client_certificate: Path | None = None
     otel_exporter_otlp_client_key: Path | None = None
     otel_service_name: str | None = None

@@ -1,6 +1,7 @@
 """OpenTelemetry's exporters over HTTP, told everything explicitly, and their failures told in our own log form."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -121,7 +122,7 @@ class Channel:
             headers=_headers(settings.otel_exporter_otlp_headers) | _headers(headers),
             timeout=settings.otel_exporter_otlp_timeout / 1000,
             compression=Compression(settings.otel_exporter_otlp_compression),
-            certificate_file=_path(settings.otel_exporter_otlp_certificate),
+            certificate_file=_authorities(settings),
             client_certificate_file=_path(settings.otel_exporter_otlp_client_certificate),
             client_key_file=_path(settings.otel_exporter_otlp_client_key),
             session=self._session,
@@ -176,6 +177,17 @@ class Channel:
 
 def _headers(secret: SecretStr | None) -> dict[str, str]:
     return pairs(secret.get_secret_value()) if secret is not None else {}
+
+
+def _authorities(settings: OtelSettings) -> str | None:
+    """The certificates that the collector's is checked against; None for the system's."""
+    if settings.otel_exporter_otlp_certificate is not None:
+        return str(settings.otel_exporter_otlp_certificate)
+    if any(f"OTEL_EXPORTER_OTLP_{signal}_CERTIFICATE" in os.environ for signal in ("TRACES", "METRICS")):
+        return None  # the exporter reads its own by itself
+    # What Python's ssl, and with it everything else here, goes by; requests does not.
+    named = os.environ.get("SSL_CERT_FILE", "")
+    return named if os.path.isfile(named) else None  # noqa: PTH113 - false, not an error, for any text
 
 
 def _path(path: Path | None) -> str | None:
