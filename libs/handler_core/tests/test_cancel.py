@@ -256,7 +256,7 @@ async def test_a_handler_that_will_not_stop_and_finishes_has_its_answer_sent(nat
         answered = await asking
         await settled(nc)
         assert runtime.cancellations._watched == {}
-        other = await ask(nc, CHAT, REQUEST, question(request_id=None, deadline_ms=100))
+        other = await ask(nc, CHAT, REQUEST, question(request_id=None, deadline_ms=500))
     assert answered.text == answered.response.response == "all the same"
     assert other.response.success, "the worker takes the next"
 
