@@ -199,6 +199,7 @@ async def test_a_bad_message_is_named_and_the_session_lives_on(
         await alice.say(1)
         await alice.hears([1])
         if named:
+            await until(lambda: alice.errors, "it is named")  # which is told beside what is heard
             [error] = [event.error for event in alice.events if event.error]
             assert error.type is ErrorType.VALIDATION_ERROR
             assert error.message.startswith(named)
@@ -212,7 +213,7 @@ async def test_what_is_no_map_is_named(settings: SettingsFor, speaker: SpeakerFo
             await nc.publish(f"ai.voice.stream.{alice.session}", body)
         await alice.say(1)
         await alice.hears([1])
-        assert len(alice.errors) == 3
+        await until(lambda: len(alice.errors) == 3, f"all three are named, not {alice}")
         assert all(error.startswith("body: ") for error in alice.errors)
 
 
@@ -223,6 +224,7 @@ async def test_the_same_mistake_is_told_once(settings: SettingsFor, speaker: Spe
             await alice.send(type="chunk", audio=b"odd")
         await alice.say(1)
         await alice.hears([1])
+        await until(lambda: alice.errors, "it is told")
         assert len(alice.errors) == 1
 
 
