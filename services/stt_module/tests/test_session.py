@@ -251,6 +251,7 @@ async def test_after_a_bad_start_nothing_is_made_up_of_the_audio(
         await alice.say(2)
         await alice.hears([2])
         assert ears.calls == [[2]]
+        await until(lambda: alice.errors, "the start is refused")
         [error] = alice.errors
         assert error.startswith(named)
         assert error.endswith("audio is left out until a valid start")
@@ -507,6 +508,7 @@ async def test_a_count_beyond_all_reason_is_refused_and_the_session_goes_on(
         await alice.send(type="chunk", audio=bytes(640), seq=seq)
         await alice.say(2)
         await alice.hears([1], [2])
+        await until(lambda: alice.errors, "the count is refused")
     [error] = [event.error for event in alice.events if event.error is not None]
     assert error.message.startswith("seq: ")
 
