@@ -1,4 +1,4 @@
-"""The scaling's figures fit the services' own, and the formulas are the autoscaler's."""
+"""The scaling's figures fit the services' own."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import pytest
 from handler_core import streams
 from tools.k8s.permissions import services
 from tools.k8s.scaling import SCALINGS, Scaling
+from tools.scale_sim.formulas import active
 
 SERVICES = {service.name: service for service in services()}
 
@@ -40,8 +41,8 @@ class TestScaling:
 
     def test_one_message_is_enough_for_the_first_replica(self, scaling: Scaling) -> None:
         """A threshold would leave the last few waiting until others come."""
-        assert not scaling.active(0)
-        assert scaling.active(1)
+        assert not active(0, scaling.activation_lag)
+        assert active(1, scaling.activation_lag)
 
     def test_it_goes_up_at_once_and_down_slowly(self, scaling: Scaling) -> None:
         drain = SERVICES[scaling.service].settings.model_fields["drain_timeout"].default

@@ -68,10 +68,6 @@ class Scaling:
         """Its name in Kubernetes: `chat-handler`."""
         return kubernetes_name(self.service)
 
-    def active(self, lag: int) -> bool:
-        """Whether KEDA wants a replica at all."""
-        return lag > self.activation_lag
-
 
 def kubernetes_name(service: str) -> str:
     """The name in Kubernetes of a service, whose own has underscores."""
