@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, MutableMapping
@@ -151,7 +152,7 @@ async def no_responders(nc: Connection) -> bool:
 
 @dataclass
 class Inbox:
-    """Replies to requests that are sent all at once, in one write."""
+    """Replies to requests that are sent all at once."""
 
     nc: Connection
     replies: list[Msg] = field(default_factory=list)
@@ -166,8 +167,21 @@ class Inbox:
         return self
 
     def burst(self, count: int) -> None:
+        """Requests that the server has routed, all of them, before the endpoint can do anything about the first.
+
+        Blocks the loop, which is the endpoint's too: there an endpoint that is full could leave between two of them.
+        """
+        url = self.nc.connected_url
+        assert url is not None
+        requests = []
         for number in range(count):
-            self.nc.send(SUBJECT, encode(Ask(number=number)), reply=self.subject)
+            body = encode(Ask(number=number))
+            requests.append(b"PUB %s %s %d\r\n%s\r\n" % (SUBJECT.encode(), self.subject.encode(), len(body), body))
+        with socket.create_connection((url.hostname, url.port), timeout=20) as client:
+            client.sendall(b'CONNECT {"verbose": false}\r\n' + b"".join(requests) + b"PING\r\n")
+            heard = b""
+            while b"PONG\r\n" not in heard:
+                heard += client.recv(65536)
 
     async def filled(self, count: int) -> list[Told]:
         """As many replies; those from the server that nobody was there are left out."""
