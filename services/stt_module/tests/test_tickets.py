@@ -8,18 +8,23 @@ from pathlib import Path
 import pytest
 from msgpack import packb
 
-from handler_core import streams
+from handler_core import streams, upstreams
+from handler_core.clients.http import new_session
 from handler_core.connection import Connection
 from handler_core.contract.stt import STREAM_SUBJECT
 from handler_core.delivery import ACK, NAK, Delivery
-from handler_core.errors import Transient
+from handler_core.errors import Abandoned, Transient
 from handler_core.jetstream import MSG_ID, Api
+from handler_core.telemetry import Metrics
 from handler_core.testing import NatsServer, connection, guarded_server, login, serving, stored, until
 from handler_core.testing_speech import Speaker, phrase
 from stt_module import tickets
 from stt_module.events import WAITING
+from stt_module.meters import Meters
 from stt_module.service import service
 from stt_module.tickets import LostTickets, give_back
+from stt_module.transcription import Transcriber
+from stt_module.worker import Worker
 
 from .conftest import SettingsFor, SpeakerFor
 
@@ -266,7 +271,7 @@ async def test_all_who_wait_are_told_however_many_they_are(
 # -- one at a time
 
 
-async def test_a_worker_that_is_given_its_own_session_again_ends_the_one_that_it_has_first(
+async def test_a_worker_that_is_given_its_own_ticket_again_listens_on_as_if_nothing_were(
     settings: SettingsFor, speaker: SpeakerFor, nc: Connection
 ) -> None:
     alice = await speaker()
@@ -276,13 +281,38 @@ async def test_a_worker_that_is_given_its_own_session_again_ends_the_one_that_it
         info = await Api(nc).request("CONSUMER.INFO.AI_STT_SESSIONS.stt_module")
         at = info["delivered"]
         await nc.publish(f"$JS.ACK.AI_STT_SESSIONS.stt_module.1.{at['stream_seq']}.{at['consumer_seq']}.1.0", NAK)
-        await alice.sees("resumed")
-        assert alice.statuses == ["started", "listening", "resumed"], "the one before has left"
-        await until(lambda: 'outcome="abandoned"} 1' in runtime.metrics.render(), "it settles nothing")
-        assert "handler_stt_sessions 1\n" in runtime.metrics.render()
+        received = 'handler_messages_received_total{stream="AI_STT_SESSIONS",consumer="stt_module"} 2'
+        await until(lambda: received in runtime.metrics.render(), "it comes again")
         await alice.say(2)
         await alice.hears([1], [2])
+        assert "handler_stt_sessions 1\n" in runtime.metrics.render()
         await alice.end()
         await alice.sees("ended")
         await until_none_waits(nc)
+    assert "resumed" not in alice.statuses
     assert 'outcome="nak"} 0' in runtime.metrics.render()
+
+
+async def test_of_two_tickets_of_one_session_the_later_waits_until_the_earlier_has_ended(
+    settings: SettingsFor, nc: Connection
+) -> None:
+    order: list[str] = []
+    listens = asyncio.Event()
+
+    async def earlier() -> None:
+        try:
+            async with worker.owning("alice"):
+                listens.set()
+                await asyncio.Event().wait()
+        except Abandoned:
+            order.append("earlier has ended")
+
+    metrics = Metrics()
+    async with new_session() as http, asyncio.TaskGroup() as tasks:
+        worker = Worker(nc, settings(), Transcriber(upstreams.stt(http, settings(), metrics), 1), Meters(metrics))
+        tasks.create_task(earlier())
+        await listens.wait()
+        async with worker.owning("alice"):
+            order.append("later begins")
+    assert order == ["earlier has ended", "later begins"]
+    assert not worker.owned

@@ -59,7 +59,7 @@ class Incoming:
 class Delivery(Incoming):
     """A pulled message. Its reply subject holds the metadata (ADR-15), read only when asked for."""
 
-    __slots__ = ("_nc", "_tokens", "reply", "settled", "started", "timeouts")
+    __slots__ = ("_nc", "_tokens", "renewed", "reply", "settled", "started", "timeouts")
 
     def __init__(self, nc: Connection, subject: bytes, reply: bytes, data: bytes, raw_headers: bytes | None) -> None:
         super().__init__(subject.decode("utf-8", "replace"), data, raw_headers)
@@ -72,6 +72,8 @@ class Delivery(Incoming):
         """How it was settled (`ack`, `nak`, `term`), or empty."""
         self.timeouts = 0
         """How often its handler was cancelled for taking too long; from the first on it is not kept alive."""
+        self.renewed = False
+        """Whether it was delivered again while it was held here."""
 
     def _token(self, index: int) -> bytes:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>; newer servers may
@@ -92,6 +94,18 @@ class Delivery(Incoming):
     @property
     def attempt(self) -> int:  # type: ignore[override]
         return int(self._token(2))
+
+    @property
+    def redelivered(self) -> bool:
+        return self._token(2) != b"1"
+
+    def same_as(self, other: "Delivery") -> bool:
+        """Whether both are deliveries of one message: one number, stored at one time, of one stream."""
+        return all(self._token(index) == other._token(index) for index in (3, 5, 0))
+
+    def renew(self, later: "Delivery") -> None:
+        """From here on this is the later delivery of the same message, which alone the server still waits for."""
+        self.reply, self._tokens, self.renewed = later.reply, None, True
 
     @property
     def sequence(self) -> int:

@@ -81,14 +81,23 @@ class Workers:
         return self._limits.max_in_flight + self._limits.prefetch - len(self.running) - len(self.buffer)
 
     def accept(self, delivery: Delivery) -> None:
-        """Take a message; handed back at once when stopping."""
+        """Take a message; handed back at once when stopping, and one with the other if it is held here already."""
         self._counts.received.value += 1
-        if self._stopping:
+        if delivery.redelivered and (held := self._held(delivery)) is not None:
+            # The connection was away, or this process asleep, for longer than `ack_wait`. Run twice at a time, the
+            # second would at best fence off the first, and each such pause would cost one more place.
+            log.info("redelivered_while_held", consumer=self.name, sequence=held.sequence, attempt=delivery.attempt)
+            held.renew(delivery)
+        elif self._stopping:
             self._hand_back(delivery)
-            return
-        self.buffer.append(delivery)
-        if not self._waking:
-            self._wake()
+        else:
+            self.buffer.append(delivery)
+            if not self._waking:
+                self._wake()
+
+    def _held(self, delivery: Delivery) -> Delivery | None:
+        """The same message of an earlier delivery, if it waits or runs here and was not given up."""
+        return next((d for d in (*self.running, *self.buffer) if d.same_as(delivery) and not d.timeouts), None)
 
     def stop(self) -> None:
         """Begin no more work: what waits goes back, what runs goes on unless it `hands_over`."""
@@ -212,7 +221,10 @@ class Workers:
         except Abandoned as abandoned:
             log.info("message_abandoned", consumer=self.name, sequence=delivery.sequence, reason=abandoned.message)
             self._counts.abandoned.value += 1
-            delivery.settled = "abandoned"
+            if delivery.renewed:  # whoever had it lost it again, to this worker
+                delivery.nak()
+            else:
+                delivery.settled = "abandoned"
             return
         except HandlerError as raised:
             error = raised

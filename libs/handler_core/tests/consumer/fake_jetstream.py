@@ -64,6 +64,11 @@ class Pull:
             reply = ack % (attempt, self._server.sequence, self._server.sequence)
             self._client.message(b"fake.in", self.inbox, body, reply, headers)
 
+    def redeliver(self, body: bytes, attempt: int) -> None:
+        """The last message once more."""
+        self._server.sequence -= 1
+        self.deliver(body, attempt=attempt)
+
     @property
     def listened_to(self) -> bool:
         return self.inbox in self._client.subscriptions
@@ -89,9 +94,12 @@ class FakeJetStream:
         return f"nats://127.0.0.1:{self.port}"
 
     async def pull(self) -> Pull:
-        """The next pull request."""
-        async with asyncio.timeout(10):
-            return await self.pulls.get()
+        """The next pull request of a connection that was not dropped."""
+        async with asyncio.timeout(20):
+            while True:
+                pull = await self.pulls.get()
+                if not pull._client.writer.transport.is_closing():
+                    return pull
 
     def drop(self) -> None:
         for client in self.clients:

@@ -10,7 +10,7 @@ from handler_core.delivery import Delivery
 from handler_core.testing import NatsServer, connection, nats_server, until
 
 from .proxy import Proxy
-from .stage import Log, Stage, make_stage, numbers, pulling, running
+from .stage import Gate, Log, Stage, make_stage, numbers, pulling, running
 
 Entries = list[dict[str, Any]]
 
@@ -38,6 +38,26 @@ async def test_server_killed_and_restarted_loses_nothing() -> None:
                 await stage.all_settled()
                 assert log.distinct == numbers(300)
                 assert consumer.bound
+
+
+async def test_a_handler_that_outlasts_outages_longer_than_ack_wait_runs_once_and_in_one_place() -> None:
+    with nats_server() as server:
+        async with connection(server.url) as nc:
+            stage = await make_stage(nc, ack_wait=0.5)
+            gate = Gate()
+            consumer = pulling(nc, stage.consumer, gate, max_in_flight=2)
+            received = consumer._workers._counts.received
+            async with running(consumer):
+                await stage.publish(b"long")
+                await until(lambda: gate.held, "it runs")
+                for outage in (1, 2):
+                    server.kill()
+                    await asyncio.sleep(0.7)  # longer than `ack_wait`: what a restart of the server takes
+                    server.start()
+                    await until(lambda n=outage: received.value > n, "it is delivered again")
+                    assert (gate.held, consumer.in_flight, consumer.buffered) == ([b"long"], 1, 0)
+                gate.open.set()
+                await stage.all_settled()
 
 
 async def test_server_restarted_twice_without_a_message_between(logged: Entries) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from handler_core.connection import Connection
+from handler_core.consumer import PullConsumer
+from handler_core.errors import Abandoned
 from handler_core.testing import connection, until
 
 from .fake_jetstream import FAKE, LONG_ACK_TOKENS, FakeJetStream, Pull, fake_jetstream
-from .stage import Gate, Log, pulling, running
+from .stage import Gate, Log, running
+from .stage import pulling as pulling_briefly
 
 Entries = list[dict[str, Any]]
 
@@ -25,6 +28,11 @@ async def fake() -> AsyncIterator[FakeJetStream]:
 async def worker(fake: FakeJetStream) -> AsyncIterator[Connection]:
     async with connection(fake.url) as nc:
         yield nc
+
+
+def pulling(*args: Any, **limits: Any) -> PullConsumer:
+    """Pulls that last: the fake sends no heartbeat of itself, and without one they would be given up at any pause."""
+    return pulling_briefly(*args, **({"expires": 60.0, "idle_heartbeat": 20.0} | limits))
 
 
 def reasons(logged: Entries) -> list[str]:
@@ -345,8 +353,94 @@ async def test_dropped_connections_one_after_another(fake: FakeJetStream, worker
             await works(fake, await fake.pull(), log)
             fake.drop()
             await until(lambda cut=cut: fake.connections == cut + 2, "it reconnects")
-            while not fake.pulls.empty():
-                fake.pulls.get_nowait()
-        await until(lambda: consumer.bound and not consumer._puller._fault, "it pulls again")
-        await works(fake, next(p for p in reversed(fake.asked) if p.listened_to), log)
+        await works(fake, await fake.pull(), log)
     assert fake.lookups <= 5
+
+
+# -- a message delivered again to the worker that holds it
+
+
+async def test_redelivered_while_it_runs_it_runs_on_and_the_later_delivery_is_settled(
+    fake: FakeJetStream, worker: Connection
+) -> None:
+    gate = Gate()
+    consumer = pulling(worker, FAKE, gate, max_in_flight=2)
+    async with running(consumer):
+        pull = await fake.pull()
+        pull.deliver(b"x")
+        await until(lambda: gate.held, "it runs")
+        for attempt in (2, 3):
+            pull.redeliver(b"x", attempt)
+            await until(lambda n=attempt: consumer._workers._counts.received.value == n, "received")
+        assert (consumer.in_flight, consumer.buffered) == (1, 0)
+        gate.open.set()
+        await until(lambda: fake.settled, "settled")
+    assert gate.held == [b"x"]
+    assert fake.settled == [(b"$JS.ACK.FAKE.worker.3.1.1.1700000000000000000.0", b"+ACK")]
+
+
+async def test_redelivered_while_it_waits_it_runs_once_as_the_later_attempt(
+    fake: FakeJetStream, worker: Connection
+) -> None:
+    gate = Gate()
+    log = Log(gate)
+    consumer = pulling(worker, FAKE, log, max_in_flight=1)
+    async with running(consumer):
+        pull = await fake.pull()
+        pull.deliver(b"first", b"x")
+        await until(lambda: consumer.buffered, "it waits")
+        pull.redeliver(b"x", 2)
+        await until(lambda: consumer._workers._counts.received.value == 3, "received")
+        gate.open.set()
+        await until(lambda: len(fake.settled) == 2, "settled")
+    assert (log.ended, log.attempts) == ([b"first", b"x"], [1, 2])
+
+
+async def test_another_message_delivered_again_is_not_taken_for_the_one_that_runs(
+    fake: FakeJetStream, worker: Connection
+) -> None:
+    gate = Gate()
+    async with running(pulling(worker, FAKE, gate, max_in_flight=2)):
+        pull = await fake.pull()
+        pull.deliver(b"x")
+        pull.deliver(b"y", attempt=2)
+        await until(lambda: gate.held == [b"x", b"y"], "both run")
+        gate.open.set()
+
+
+async def test_abandoned_after_it_was_delivered_here_again_it_goes_back_at_once(
+    fake: FakeJetStream, worker: Connection
+) -> None:
+    gate = Gate()
+
+    async def abandon(delivery: Any) -> None:
+        await gate(delivery)
+        raise Abandoned("another worker has it")
+
+    consumer = pulling(worker, FAKE, abandon)
+    async with running(consumer):
+        pull = await fake.pull()
+        pull.deliver(b"x")
+        pull.redeliver(b"x", 3)
+        await until(lambda: consumer._workers._counts.received.value == 2, "received")
+        gate.open.set()
+        await until(lambda: fake.settled, "settled")
+    assert fake.settled == [(b"$JS.ACK.FAKE.worker.3.1.1.1700000000000000000.0", b"-NAK")]
+
+
+async def test_redelivered_while_the_worker_drains_it_is_not_given_to_another(
+    fake: FakeJetStream, worker: Connection
+) -> None:
+    gate = Gate()
+    consumer = pulling(worker, FAKE, gate)
+    async with running(consumer):
+        pull = await fake.pull()
+        pull.deliver(b"x")
+        await until(lambda: gate.held, "it runs")
+        consumer._workers.stop()
+        pull.redeliver(b"x", 2)
+        await until(lambda: consumer._workers._counts.received.value == 2, "received")
+        assert not fake.settled
+        gate.open.set()
+        await until(lambda: fake.settled, "settled")
+    assert [how for _, how in fake.settled] == [b"+ACK"]
