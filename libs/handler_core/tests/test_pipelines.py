@@ -244,6 +244,8 @@ async def test_the_latest_status_is_the_newest_stored(api: Api) -> None:
 
 async def test_a_run_is_accepted_once_a_bridge_has_recorded_it(api: Api) -> None:
     assert not await accepted(api, "r1")
+    await api.publish(RECORD_SUBJECT.format(request_id="r1"), b"", {})  # which decides
+    assert not await accepted(api, "r1")
     await api.publish(RECORD_SUBJECT.format(request_id="r1"), b"x", {})
     assert await accepted(api, "r1")
 

@@ -51,19 +51,14 @@ def test_a_file_that_holds_no_certificate_is_told_of_in_one_line(tmp_path: Path)
     assert logged[0]["error"].startswith("NATS_TLS_CA: cannot be used")
 
 
-def test_what_cannot_be_changed_in_place_is_named_and_left(nats: NatsServer) -> None:
-    async def other() -> None:
-        async with connection(nats.url) as nc:
+def test_what_cannot_be_changed_in_place_is_named_and_left() -> None:
+    async def other(url: str) -> None:
+        async with connection(url) as nc:
             await Api(nc).request("STREAM.CREATE.DLQ", {"name": "DLQ", "subjects": ["dlq.>"], "storage": "memory"})
 
-    async def gone() -> None:
-        async with connection(nats.url) as nc:
-            for stream in streams.STREAMS:
-                await Api(nc).request(f"STREAM.DELETE.{stream.name}")
-
-    asyncio.run(other())
-    code, logged = provision(nats.url)
-    asyncio.run(gone())
+    with nats_server() as server:
+        asyncio.run(other(server.url))
+        code, logged = provision(server.url)
     assert code == 1
     assert [line["difference"] for line in logged if line["event"] == "cannot_be_changed"] == [
         "stream DLQ: storage is 'memory', declared 'file' (cannot be changed in place: delete and apply)"

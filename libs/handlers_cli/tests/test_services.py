@@ -94,7 +94,7 @@ async def test_gathering_ends_at_its_limit_however_many_still_talk(nc: Connectio
         await nc.publish("talk", b"", message.reply)  # type: ignore[attr-defined]
 
     subscription = await nc.subscribe("talk", cb=talk)
-    assert await gather(nc, "talk", stall=60, wait=0.1)
+    assert await gather(nc, "talk", stall=60, wait=1.0)
     await subscription.unsubscribe()
 
 

@@ -71,7 +71,7 @@ class RunView:
         line = Text(f"{duration(self._elapsed(status)):>7}  ")
         line.append_text(_state(status))
         placed = before is not None and before.run_id == status.run_id
-        parts = [status.raw_status, "" if placed else _place(status), self._message(status)]
+        parts = [status.raw_status.strip("/"), "" if placed else _place(status), self._message(status)]
         line.append("  " + "  ".join(printable(part) for part in parts if part))
         line.rstrip()
         out.print(line)

@@ -79,6 +79,20 @@ async def test_a_run_is_watched_to_its_end(
     assert (bridge.subjects, request.user_id, request.deadline_ms) == (["ai.pipeline.trigger"], None, None)
 
 
+async def test_the_state_of_a_ray_job_that_has_none_yet_is_not_shown(
+    config: CliSettings, bridge: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = {"status": "pending", "run_id": "", "raw_status": "", "message": "rayjob has not taken it yet: busy"}
+    ray = [{"status": "submitted", "raw_status": "/"}, {"status": "succeeded", "raw_status": "Complete/SUCCEEDED"}]
+    bridge.script = (waiting, *ray)
+    await run_pipeline(config, NAME, options())
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "     1s  pending    rayjob has not taken it yet: busy",
+        "     2s  submitted  argo pipelines/document-ingestion-abc",
+        "     3s  succeeded  Complete/SUCCEEDED",
+    ]
+
+
 async def test_a_users_run_goes_to_the_users_subject_and_carries_its_time_limit(
     config: CliSettings, bridge: Any
 ) -> None:

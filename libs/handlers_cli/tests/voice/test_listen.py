@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from handler_core.contract.stt import StreamMessage
 from handler_core.contract.voice import VoiceRequest
 from handler_core.errors import InvalidRequest, Transient
 from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, connection, nats_server, stored
+from handler_core.testing import NatsServer, connection, nats_server, stored, until
 from handlers_cli import listen as module
 from handlers_cli import transcripts, waiting
-from handlers_cli.listen import Options, listen
+from handlers_cli.listen import Options, chunks, listen
 from handlers_cli.main import app
 from handlers_cli.settings import CliSettings
+from handlers_cli.source import Pcm
 
 HANDLERS = Path(sys.executable).parent / "handlers"
 RAW = PcmFormat(16_000)
@@ -348,6 +350,7 @@ async def test_speech_stops_an_answer_and_its_cancellation_is_no_error(
     speech: Path,
     lib: Any,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     long = [{"type": "transcript", "content": "?"}, *(lib.audio(n, audio=lib.segment(0, 10)) for n in range(3))]
     voice_assistant.events, voice_assistant.response = long, {"error": lib.CANCELED}
@@ -361,10 +364,16 @@ async def test_speech_stops_an_answer_and_its_cancellation_is_no_error(
             return [lib.event(type="interrupt", played_ms=10)] if message.state == "responding" else []
         return [lib.event(type="status", status="ended", reason="end")] if message.type == "end" else []
 
+    async def speaking_on(pcm: Pcm, milliseconds: int) -> AsyncIterator[bytes]:
+        async for chunk in chunks(pcm, milliseconds):
+            yield chunk
+        await until(lambda: len(stops) == 2, "the answer is stopped")
+
+    monkeypatch.setattr(module, "chunks", speaking_on)
     stt_module.script = script
     await voice_assistant.answer(VoiceRequest(text="?", request_id="turn-1"))
     await listen(config, options(speech, fast=False, respond=True))
-    assert stops[:2] == ["responding", "listening"], "half a minute of answer is not waited for"
+    assert stops == ["responding", "listening"], "half a minute of answer is not waited for"
     assert "error" not in capsys.readouterr().err
 
 
