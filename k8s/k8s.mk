@@ -2,7 +2,7 @@
 k8s-render: $(STAMP) ## render the parts of k8s/ that follow from declarations
 	@$(BIN)/python -m tools.k8s render $(ARGS)
 
-k8s-check: $(STAMP) ## build every overlay and composition of k8s/, and check schemas and policies; needs CRD_DIR
+k8s-check: $(STAMP) ## build every overlay and composition of k8s/, and check schemas, policies and PromQL; needs CRD_DIR
 	@CRD_DIR="$(CRD_DIR)" $(BIN)/python -m tools.k8s check $(ARGS)
 
 # The pinned kustomize, for those who want it by itself: k8s-check makes it when there is no other.

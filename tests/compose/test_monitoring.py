@@ -20,7 +20,7 @@ from handler_core.testing import connection, nats_server, serving
 from handler_core.testing_images import HANDLERS
 from pipeline_bridge import service as pipeline_bridge
 from stt_module import service as stt_module
-from tools.k8s import monitoring
+from tools.k8s import monitoring, promql
 from tts_module import service as tts_module
 from voice_assistant import service as voice_assistant
 
@@ -35,8 +35,10 @@ SERVICES: dict[str, Any] = {
     "tts_module": tts_module,
     "pipeline_bridge": pipeline_bridge,
 }
-# What Prometheus itself adds; `namespace`, `pod` and `container` are a PodMonitor's, and compose.yaml's.
-TARGET = {"namespace", "pod", "container", "job", "instance"}
+# What the Prometheus operator puts on the target of a PodMonitor, `endpoint` being the name of its port; a metric's own
+# label of such a name becomes `exported_…`. `namespace`, `pod` and `container` are compose.yaml's as well.
+OPERATOR = {"namespace", "pod", "container", "endpoint", "job", "instance"}
+POD_MONITOR = ROOT / "k8s/components/pod-monitor/pod-monitor.yaml"
 # Of prometheus-nats-exporter 0.17 with -jsz=all, from its collector/jsz.go.
 SERVER = {"server_id", "server_name", "cluster", "domain", "meta_leader", "is_meta_leader"}
 STREAM = SERVER | {"account", "account_id", "stream_name", "stream_leader", "is_stream_leader", "stream_raft_group"}
@@ -63,6 +65,9 @@ LATER = {
     "handler_pipeline_runs_watched": {"resource", "namespace"},
 }
 
+# Where the namespace is the run's, which an alert or a panel of these does not look at.
+NAMESPACED = set(LATER)
+
 METRIC = re.compile(
     r"\b((?:handler|jetstream|consumer:jetstream|consumer:handler)_\w+(?::\w+)?|up|ALERTS)\b(\{[^}]*\})?"
 )
@@ -70,6 +75,16 @@ MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|on|group_left|group_right)\s*\(([^)]*)\)")
 
 Exposed = dict[str, dict[str, set[str]]]
+
+
+def target_labels() -> set[str]:
+    """Those that a scraped handler's metrics get, and that count before their own."""
+    [endpoint] = yaml.safe_load(POD_MONITOR.read_text())["spec"]["podMetricsEndpoints"]
+    dropped = [each["regex"] for each in endpoint.get("relabelings", ()) if each["action"] == "labeldrop"]
+    return {label for label in OPERATOR if not any(re.fullmatch(regex, label) for regex in dropped)}
+
+
+TARGET = target_labels()
 
 
 def rules() -> Iterator[dict[str, Any]]:
@@ -88,14 +103,7 @@ def dashboard() -> dict[str, Any]:
 
 def expressions() -> dict[str, str]:
     """All there are, by where they are."""
-    found = {rule.get("alert", rule.get("record", "")): rule["expr"] for rule in rules()}
-    for panel in dashboard()["panels"]:
-        for target in panel.get("targets", []):
-            found[f"{panel['title']} {target['refId']}"] = target["expr"]
-    for variable in dashboard()["templating"]["list"]:
-        if variable["type"] == "query":
-            found[variable["name"]] = variable["definition"]
-    return found
+    return {name: expression for _, name, expression in promql.expressions()}
 
 
 def read(text: str, exposed: Exposed) -> None:
@@ -163,6 +171,45 @@ def test_the_metrics_labels_and_values_in_them_are_exposed(exposed: Exposed) -> 
                     missing = set(value.split("|")) - labels.get(label, set())
                     wrong += [f"{place}: {metric} is never {label}={each}" for each in missing]
     assert wrong == []
+
+
+def test_no_label_of_a_metric_is_pushed_aside_by_one_of_the_target(exposed: Exposed) -> None:
+    used = {metric for expression in expressions().values() for metric, _ in METRIC.findall(expression)}
+    handlers = {metric for metric in used if metric.startswith("handler_")}
+    for metric in handlers - NAMESPACED:
+        assert not TARGET & set(known(exposed, metric) or ()), metric
+    for metric in used & set(EXPORTER):
+        assert not OPERATOR & EXPORTER[metric], metric
+    assert "endpoint" in (known(exposed, "handler_requests_total") or ())
+
+
+def test_prometheus_reads_every_expression() -> None:
+    assert list(promql.findings()) == []
+    assert len(expressions()) > 80
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "sum by (a) (rate(x))",
+        "rate(x[5m]",
+        "sum(x))",
+        "histogram_quantile(x)",
+        "no_such_function(x)",
+        'x{a=~"("}',
+        "x and 1",
+    ],
+)
+def test_an_expression_that_prometheus_would_refuse_is_found(tmp_path: Path, wrong: str) -> None:
+    for file in (monitoring.RULES, promql.DASHBOARD):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text((ROOT / file).read_text())
+    found = yaml.safe_load(RULES.read_text())
+    found["groups"][0]["rules"][0]["expr"] = wrong
+    (tmp_path / monitoring.RULES).write_text(yaml.safe_dump(found))
+    assert [(each.object, each.field) for each in promql.findings(tmp_path)] == [
+        (monitoring.RULES, "consumer:jetstream_pending:sum")
+    ]
 
 
 def test_series_are_put_together_by_labels_that_there_are(exposed: Exposed) -> None:

@@ -10,17 +10,20 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from handler_core import streams
+from handler_core import provision, streams
 from handler_core.config import load, names
 from handler_core.testing import nats_server_binary
 from tools.k8s import check, compositions, kustomize, permissions
 from tools.k8s.compositions import COMPOSITIONS, K8S, Composition
-from tools.k8s.objects import Objects, Workload, at
-from tools.k8s.policies import findings
+from tools.k8s.objects import Objects, at
+from tools.k8s.policies import findings, warnings
 
 CRD_DIR = os.environ.get("CRD_DIR")
 SERVICES = {service.name: service for service in permissions.services()}
 OVERLAYS = {each.name.removeprefix("overlays/"): each for each in compositions.OVERLAYS}
+ROOT = kustomize.ROOT
+TLS = 7.0
+"""MiB that OpenSSL takes, of which the measurements are free (docs/images.md)."""
 NO_SETTINGS = {"POD_NAME", "NODE_NAME", "SECRETS_DIR"}
 """Variables that only others are made of, and where settings are looked for."""
 
@@ -38,17 +41,6 @@ def built(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build
 
 
-def environment(objects: Objects, workload: Workload) -> dict[str, str]:
-    """What a pod gets, but for its Secret."""
-    ((_, container),) = workload.main_containers()
-    found: dict[str, str] = {}
-    for each in container["envFrom"]:
-        config = objects.find("ConfigMap", workload.namespace, each["configMapRef"]["name"])
-        assert config is not None
-        found |= config["data"]
-    return found | workload.environment()
-
-
 # -- compositions
 
 
@@ -59,6 +51,7 @@ def test_a_composition_builds_and_keeps_to_schemas_and_policies(
     objects = compositions.build(composition, command, tmp_path)
     assert objects.all
     assert findings(objects) == []
+    assert not composition.is_overlay or warnings(objects) == []
     assert list(check.against_schemas(objects, check.definitions_folder())) == []
 
 
@@ -129,7 +122,7 @@ def test_a_service_takes_the_settings_that_its_pod_gets(
 ) -> None:
     objects = built(overlay)
     (workload,) = (each for each in objects.workloads if each.name == name.replace("_", "-"))
-    service, told = SERVICES[name], environment(objects, workload)
+    service, told = SERVICES[name], objects.environment(workload)
     monkeypatch.setattr(os, "environ", told)
     settings = load(service.settings)
     assert (settings.nats_user, settings.nats_inbox_prefix) == (name, f"_INBOX_{name}")
@@ -170,7 +163,7 @@ def test_the_network_policies_open_the_ports_of_the_endpoints(built: Any) -> Non
             continue
         (service,) = (each for name, each in SERVICES.items() if name.replace("_", "-") == workload.name)
         known = {alias for field, info in service.settings.model_fields.items() for alias in names(field, info)}
-        told = {name: value for name, value in environment(objects, workload).items() if name in known}
+        told = {name: value for name, value in objects.environment(workload).items() if name in known}
         wanted = {urlsplit(value).port for value in told.values() if "://" in value}
         open_ports = {
             port["port"]
@@ -185,10 +178,48 @@ def test_the_network_policies_open_the_ports_of_the_endpoints(built: Any) -> Non
             assert open_ports == wanted | {53}, workload.name
 
 
+def test_with_jwts_neither_the_handlers_nor_the_job_name_a_user(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (composition,) = (each for each in COMPOSITIONS if each.components[:2] == ("provision", "nats-jwt"))
+    objects = compositions.build(composition, command, tmp_path)
+    told = [objects.environment(each) for each in objects.workloads]
+    assert [each["NATS_USER"] for each in told] == [""] * (len(SERVICES) + 1)
+    (tmp_path / "NATS_CREDS").touch()
+    for each in told:
+        monkeypatch.setattr(os, "environ", {**each, "SECRETS_DIR": "", "NATS_CREDS": str(tmp_path / "NATS_CREDS")})
+        settings = load(provision.Settings)
+        assert (settings.nats_user, settings.nats_creds) == (None, tmp_path / "NATS_CREDS")
+
+
 def test_every_stream_has_three_replicas_in_production(built: Any) -> None:
     (job,) = built("prod").of("Job")
     arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
     assert arguments[arguments.index("--replicas") + 1] == "3"
+
+
+def test_the_pods_of_a_node_that_is_lost_are_made_anew_within_a_minute_and_a_half(built: Any) -> None:
+    noticed = 50  # Kubernetes's own, from 1.32
+    for workload in built("prod").workloads:
+        if workload.is_handler:
+            stays = {each["key"]: each["tolerationSeconds"] for each in workload.pod["tolerations"]}
+            assert stays.keys() == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+            assert noticed + max(stays.values()) < 90
+
+
+def test_each_handler_asks_for_the_memory_that_it_was_measured_to_hold_under_load_with_tls(built: Any) -> None:
+    page = (ROOT / "docs" / "images.md").read_text()
+    measured = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) MiB \|$", page, re.MULTILINE))
+    grown = float(re.findall(r"between \d+ and (\d+) MiB", page)[0])  # voice_assistant, after more turns
+    for workload in built("prod").workloads:
+        if workload.is_handler:
+            ((_, container),) = workload.main_containers()
+            asked, limit = (
+                float(container["resources"][each]["memory"].removesuffix("Mi")) for each in ("requests", "limits")
+            )
+            service = workload.name.replace("-", "_")
+            held = max(float(measured[service]) + TLS, grown if service == "voice_assistant" else 0)
+            assert held <= asked <= limit / 2, service
 
 
 def test_where_flux_writes_there_is_a_policy_for_it() -> None:

@@ -1,8 +1,9 @@
-"""What the pages of k8s/ show: overlays that build, patches that change something."""
+"""What the pages show: overlays that build, patches that change something, commands for what there is."""
 
 import os
 import re
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import pytest
 import yaml
 
 from tools.k8s import check, compositions, kustomize
-from tools.k8s.compositions import COMPOSITIONS, K8S
+from tools.k8s.compositions import COMPOSITIONS, K8S, ROOT
 from tools.k8s.objects import Objects
 from tools.k8s.policies import findings
+from tools.k8s.scaling import SCALINGS
 
+PAGES = [
+    *sorted(K8S.rglob("README.md")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("deploy", "networks", "production")),
+]
 YAML_OF_PAGES = [
-    pytest.param(page, text, id=f"{page.parent.relative_to(K8S)}-{number}")
-    for page in sorted(K8S.rglob("README.md"))
-    for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    pytest.param(page, textwrap.dedent(text), id=f"{page.relative_to(ROOT).with_suffix('')}-{number}")
+    for page in PAGES
+    for number, text in enumerate(re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL))
 ]
 
 
@@ -34,11 +40,11 @@ def test_an_overlay_of_a_page_builds_and_keeps_to_policies(
 
 
 def test_the_overlay_without_pipelines_is_the_one_that_is_checked() -> None:
-    page = (K8S / "overlays" / "prod" / "README.md").read_text()
-    (shown,) = (yaml.safe_load(each) for each in re.findall(r"^```yaml\n(api.*?)^```", page, re.MULTILINE | re.DOTALL))
+    _, _, text = (ROOT / "docs" / "production.md").read_text().partition("## Without pipelines\n")
+    overlay = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0])
     (checked,) = (each for each in COMPOSITIONS if each.name == "without-pipelines")
-    assert {each.removeprefix("../../") for each in shown["resources"]} == set(checked.resources)
-    assert {each.removeprefix("../../components/") for each in shown["components"]} == set(checked.components)
+    assert {each.removeprefix("../../") for each in overlay["resources"]} == set(checked.resources)
+    assert {each.removeprefix("../../components/") for each in overlay["components"]} == set(checked.components)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +67,41 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_every_patch_of_a_page_changes_something_into_something_valid(
     command: list[str], whole: Any, tmp_path: Path, page: Path, text: str
 ) -> None:
-    before, file = whole("overlays/nats" if page.parent.name == "nats" else "everything")
-    shutil.copy(file, tmp_path)
     for patch in yaml.safe_load(text)["patches"]:
+        before, file = whole("overlays/nats" if patch["target"].get("name") == "nats" else "everything")
+        shutil.copy(file, tmp_path)
         kustomization = {"resources": [file.name], "patches": [patch]}
         (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         after = kustomize.build_folder(command, tmp_path)
         changed = Objects(each for each in after if each not in before.all)
         assert changed.all
         assert list(check.against_schemas(changed, check.definitions_folder())) == []
+
+
+def test_the_lag_is_shown_by_the_figures_that_it_is_scaled_by() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    [figures] = re.findall(r"handlers lag --lag-threshold (\d+) --max-replicas (\d+)", page)
+    (chat,) = (each for each in SCALINGS if each.service == "chat_handler")
+    assert figures == (str(chat.lag_threshold), str(chat.max_replicas))
+
+
+def test_what_is_applied_is_there() -> None:
+    named = {
+        (page.relative_to(ROOT).as_posix(), folder)
+        for page in PAGES
+        for folder in re.findall(r"kubectl (?:apply|delete|diff) -k (k8s/[\w/-]+)", page.read_text())
+        if folder != "k8s/overlays/mine"
+    }
+    assert [each for each in named if not (ROOT / each[1] / "kustomization.yaml").exists()] == []
+    assert ("docs/production.md", "k8s/monitoring") in named
+
+
+def test_kubectl_watches_one_kind_at_a_time() -> None:
+    """With several it refuses."""
+    for page in PAGES:
+        assert not re.search(r"kubectl get \S+,\S+ .*(--watch|-w)\b", page.read_text()), page
+
+
+def test_a_page_beside_manifests_fits_a_screen() -> None:
+    long = [page for page in K8S.rglob("README.md") if page.parent != K8S and page.read_text().count("\n") > 45]
+    assert long == []

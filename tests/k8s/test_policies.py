@@ -9,7 +9,7 @@ import yaml
 
 from tools.k8s import networks, pod_security, references, schemas, workloads
 from tools.k8s.objects import Finding, Objects, selects
-from tools.k8s.policies import POLICIES, Policy, findings
+from tools.k8s.policies import POLICIES, WARNINGS, Policy, findings, warnings
 
 Manifests = dict[str, Any]
 """The objects of a composition, by kind and name: `Deployment chat-handler`."""
@@ -103,7 +103,9 @@ spec:
 apiVersion: keda.sh/v1alpha1
 kind: ScaledObject
 metadata: {name: chat-handler, namespace: ai}
-spec: {scaleTargetRef: {name: chat-handler}}
+spec:
+  scaleTargetRef: {name: chat-handler}
+  triggers: [{type: nats-jetstream, metadata: {stream: AI_CHAT, consumer: chat_handler}}]
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -430,6 +432,18 @@ CASES: list[tuple[Policy, Callable[[Manifests], None], str, str]] = [
         "spec.scaleTargetRef.name",
     ),
     (
+        references.lags,
+        put("spec.triggers[0].metadata.stream", "CHAT", "ScaledObject chat-handler"),
+        "ScaledObject ai/chat-handler",
+        "spec.triggers[0].metadata.stream",
+    ),
+    (
+        references.lags,
+        put("spec.triggers[0].metadata.consumer", None, "ScaledObject chat-handler"),
+        "ScaledObject ai/chat-handler",
+        "spec.triggers[0].metadata.consumer",
+    ),
+    (
         references.without_endpoints,
         both(without_endpoints, lambda manifests: manifests.pop("ScaledObject chat-handler")),
         DEPLOYMENT,
@@ -508,11 +522,18 @@ CASES: list[tuple[Policy, Callable[[Manifests], None], str, str]] = [
         f"{POD}.containers",
     ),
     (networks.holes, put("spec.ingress", [], "NetworkPolicy holes"), DEPLOYMENT, f"{POD}.containers"),
+    (
+        networks.broad_blocks,
+        put("spec.egress[1].to", [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "NetworkPolicy holes"),
+        "NetworkPolicy ai/holes",
+        "spec.egress",
+    ),
 ]
 
 
 def test_nothing_is_found_in_a_good_composition(manifests: Manifests) -> None:
     assert findings(Objects(manifests.values())) == []
+    assert warnings(Objects(manifests.values())) == []
 
 
 @pytest.mark.parametrize(
@@ -528,8 +549,8 @@ def test_what_a_policy_forbids_is_named(
 
 
 def test_every_policy_has_a_case_and_says_what_it_wants() -> None:
-    assert set(POLICIES) == {policy for policy, *_ in CASES}
-    assert all((policy.__doc__ or "").rstrip().endswith(".") for policy in POLICIES)
+    assert {*POLICIES, *WARNINGS} == {policy for policy, *_ in CASES}
+    assert all((policy.__doc__ or "").rstrip().endswith(".") for policy in (*POLICIES, *WARNINGS))
 
 
 def test_containers_that_run_first_are_held_to_the_same(manifests: Manifests) -> None:

@@ -211,16 +211,23 @@ def ends(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 
 
 @pytest.mark.timeout(120)
-def test_a_short_burst_is_answered_by_more_workers_and_nothing_is_lost(tmp_path: Path) -> None:
-    phases = ("--phases", "0.3", "1.5", "0.5", "0.5", "0.5", "--burst", "6", "--answer", "0.2", "0.5")
-    with simulation(tmp_path, *phases, "--max-replicas", "2", "--kill", "0", "--pace", "100") as process:
+def test_a_short_burst_is_answered_by_more_workers_and_nothing_of_the_one_that_is_killed_is_lost(
+    tmp_path: Path,
+) -> None:
+    phases = ("--phases", "0.3", "1.5", "0.5", "0.5", "0.5", "--burst", "6", "--answer", "0.5", "1")
+    with simulation(
+        tmp_path, *phases, "--max-replicas", "2", "--kill", "1", "--pace", "100", "--settle", "40"
+    ) as process:
         code, stdout, stderr = ends(process)
     assert code == 0, stderr
     run = json.loads((tmp_path / "run.json").read_text())
     found = run["figures"]
     assert found["published"] == found["answered"] == len(run["turns"]) > 0
     assert (found["lost"], found["duplicated"], found["dead_letters"], found["left_in_the_queue"]) == (0, 0, 0, 0)
-    assert found["pods_started"] == found["pods_stopped"] == 2
+    assert (found["pods_killed"], found["pods_stopped"]) == (1, found["pods_started"] - 1)
+    assert found["pods_started"] >= 3  # the first one, one for the burst, and one in the killed one's place
+    assert found["turns_running_when_a_pod_was_killed"] > 0
+    assert found["taken_over"] > 0
     assert "lost                                                 0" in stdout
     assert "desired" in stderr
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

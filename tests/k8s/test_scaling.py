@@ -1,6 +1,7 @@
 """The scaling's figures fit the services' own."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -56,6 +57,10 @@ class TestScaling:
 
     def test_it_says_why(self, scaling: Scaling) -> None:
         assert len(scaling.why) > 100
+
+    def test_it_says_why_so_many_stay_when_the_lag_is_not_known(self, scaling: Scaling) -> None:
+        clause = f"While the lag cannot be read, at least {scaling.fallback_replicas}"
+        assert re.search(rf"{clause}[:,] .{{30,}}", scaling.why)
 
 
 CHAT = SCALINGS[0]

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.k8s import compositions, kustomize, render, schemas
+from tools.k8s import compositions, examples, kustomize, promql, render, schemas
 from tools.k8s.compositions import Composition
 from tools.k8s.objects import Finding, Objects
-from tools.k8s.policies import findings
+from tools.k8s.policies import findings, warnings
 from tools.k8s.schemas import Definitions
 
 BUILT = kustomize.ROOT / "build" / "k8s"
@@ -27,6 +27,9 @@ def main(argv: list[str]) -> int:
     problems = render.main(["--check"])
     for missed in compositions.unlisted():
         print(f"{missed} is in no composition: tools/k8s/compositions.py")
+        problems += 1
+    for each in (*promql.findings(), *examples.findings(definitions)):
+        print(f"FAILED {each}")
         problems += 1
     try:
         command = kustomize.find()
@@ -65,6 +68,8 @@ def _report(composition: Composition, found: Objects | str, definitions: Definit
     print(f"{'FAILED' if wrong else 'ok'} {composition.name} {len(found.all)} objects", flush=True)
     for each in wrong:
         print(f"  {composition.name}: {each}")
+    for each in warnings(found) if composition.is_overlay else ():
+        print(f"  warning: {composition.name}: {each}")
     return len(wrong)
 
 

@@ -46,6 +46,7 @@ TOGETHER = (
     ("external-secrets", "provision"),
     ("network-policy", "pod-monitor"),
     ("network-policy", "provision"),
+    ("provision", "nats-jwt"),
     ("network-policy", "otel", "network-policy-otel"),
     ("otel", "pod-monitor"),
     BRIDGES,

@@ -186,6 +186,25 @@ class Objects:
         """The workloads of a namespace whose pods a selector takes."""
         return [each for each in self.workloads if each.namespace == namespace and selects(selector, each.labels)]
 
+    def environment(self, workload: Workload) -> dict[str, str]:
+        """A workload's variables, those of the ConfigMaps that it names included; what is in Secrets is not known."""
+        shared: dict[str, str] = {}
+        own: dict[str, str] = {}
+        for _, container in workload.main_containers():
+            for each in container.get("envFrom") or ():
+                data = self._config(workload.namespace, at(each, "configMapRef.name"))
+                shared |= {f"{each.get('prefix', '')}{name}": value for name, value in data.items()}
+            for each in container.get("env") or ():
+                source = at(each, "valueFrom.configMapKeyRef", {})
+                found = each.get("value", self._config(workload.namespace, source.get("name")).get(source.get("key")))
+                if found is not None:
+                    own[each["name"]] = str(found)
+        return shared | own
+
+    def _config(self, namespace: str, name: str | None) -> dict[str, str]:
+        found = self.find("ConfigMap", namespace, name) if name else None
+        return {key: str(value) for key, value in at(found, "data", {}).items()}
+
     def may_be_many(self, workload: Workload) -> bool:
         """Whether more than one of its pods is wanted at any time: said so, or left to an autoscaler."""
         replicas = int(at(workload.manifest, "spec.replicas", 2))

@@ -27,14 +27,22 @@ POLICIES: tuple[Policy, ...] = (
     references.volume_mounts,
     references.selectors,
     references.scaled_objects,
+    references.lags,
     references.without_endpoints,
     references.permissions,
     references.names_of_parts,
     networks.network_policies,
     networks.holes,
 )
+WARNINGS: tuple[Policy, ...] = (networks.broad_blocks,)
+"""What works, and an overlay had better not have; bases and components may."""
 
 
 def findings(objects: Objects) -> list[Finding]:
     """What all policies find, in their order."""
     return [finding for policy in POLICIES for finding in policy(objects)]
+
+
+def warnings(objects: Objects) -> list[Finding]:
+    """What does not fail the check, but is said of an overlay."""
+    return [finding for policy in WARNINGS for finding in policy(objects)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.k8s.objects import NAME, Finding, Object, Objects, Workload, at, labels_of, namespace_of, selects, title
+from tools.k8s.scaling import SCALINGS
 from tools.k8s.workloads import BRIDGE
 
 CLUSTER_WIDE = {"Namespace", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "PriorityClass"}
@@ -146,6 +147,19 @@ def scaled_objects(objects: Objects) -> Iterator[Finding]:
             yield Finding(title(found), "spec.replicas", "is decided by its ScaledObject")
         if (first := scaled.setdefault(title(found), title(each))) != title(each):
             yield Finding(title(each), "spec.scaleTargetRef.name", f"{name} is scaled by {first} as well")
+
+
+def lags(objects: Objects) -> Iterator[Finding]:
+    """A handler is scaled on the lag of the consumer that it works off, as it is declared."""
+    declared = {scaling.name: scaling.consumer for scaling in SCALINGS}
+    for each in objects.of("ScaledObject"):
+        name = at(each, "spec.scaleTargetRef.name")
+        for number, trigger in enumerate(at(each, "spec.triggers", [])):
+            if trigger["type"] == "nats-jetstream" and (consumer := declared.get(name)):
+                for field, wanted in (("stream", consumer.stream), ("consumer", consumer.name)):
+                    if (found := at(trigger, f"metadata.{field}")) != wanted:
+                        problem = f"is {found}; {name} works off {wanted}"
+                        yield Finding(title(each), f"spec.triggers[{number}].metadata.{field}", problem)
 
 
 def without_endpoints(objects: Objects) -> Iterator[Finding]:

@@ -89,7 +89,8 @@ SCALINGS: tuple[Scaling, ...] = (
         why="A worker answers 32 turns at once (MAX_IN_FLIGHT): at half of it the next one starts, so that a burst "
         "finds room while it does. 8 workers are 256 turns, about what one vLLM server takes at once unless told "
         "otherwise; more would wait there instead of here. Workers go one a minute after 5 quiet minutes: what a "
-        "leaving one does not finish within its 25 s another begins anew.",
+        "leaving one does not finish within its 25 s another begins anew. While the lag cannot be read, at least 2: "
+        "somebody waits for each answer, and one may be lost with its node without anybody noticing a queue.",
     ),
     Scaling(
         "voice_assistant",
@@ -99,7 +100,8 @@ SCALINGS: tuple[Scaling, ...] = (
         fallback_replicas=2,
         why="A worker answers 8 spoken questions at once (MAX_IN_FLIGHT), with their audio: at half of it the next one "
         "starts. 8 workers are 64 turns, more than most speech endpoints keep up with. A turn takes longer than the "
-        "25 s of a leaving worker now and then, so workers go slowly, as those of chat_handler.",
+        "25 s of a leaving worker now and then, so workers go slowly, as those of chat_handler. While the lag cannot "
+        "be read, at least 2: somebody waits here as well, and one may be lost.",
     ),
     Scaling(
         "tts_module",
@@ -111,8 +113,10 @@ SCALINGS: tuple[Scaling, ...] = (
         scale_up_pods=2,
         scale_down_stabilization=120,
         why="A worker speaks 4 texts at once (MAX_IN_FLIGHT), several sentences of each: at half of it the next one "
-        "starts, two at a time, since the speech endpoint and not the worker is soon what is waited for. A text that a "
-        "leaving worker does not finish is gone on with at the chunk where it broke off, so two quiet minutes will do.",
+        "starts, two at a time, since the speech endpoint and not the worker is soon what is waited for. A text that "
+        "a leaving worker does not finish is gone on with at the chunk where it broke off, so two quiet minutes will "
+        "do. While the lag cannot be read, at least 1: four texts at once keep most speech endpoints busy, and more "
+        "would wait there.",
     ),
     Scaling(
         "stt_module",
@@ -128,7 +132,9 @@ SCALINGS: tuple[Scaling, ...] = (
         "next one starts, which takes new sessions only; none moves while its worker stays. One worker stays although "
         "nothing here is request/reply, since somebody is speaking: from none, the first words would wait for KEDA's "
         "look and a pod's start. A leaving worker hands its sessions over, and each costs its next one reading back, "
-        "so workers go one in 3 minutes after 10 quiet ones; the last one, where it may, after 15.",
+        "so workers go one in 3 minutes after 10 quiet ones; the last one, where it may, after 15. While the lag "
+        "cannot be read, at least 2: when one is lost, the other takes its sessions over at once, and 256 have room "
+        "there.",
     ),
     Scaling(
         "pipeline_bridge",
@@ -146,7 +152,8 @@ SCALINGS: tuple[Scaling, ...] = (
         why="A message in progress is a run that is followed, for hours or days, and a worker follows 1,000 "
         "(MAX_IN_FLIGHT), asleep for the most part: at half of it the next one starts. Four are 4,000 runs; each "
         "watches the engines for itself, so more would burden the Kubernetes API. Runs are handed over in a moment, "
-        "and nobody waits for seconds: everything is unhurried here.",
+        "and nobody waits for seconds: everything is unhurried here. While the lag cannot be read, at least 1: it "
+        "follows 1,000 runs, and when it is lost they go on until another follows them.",
     ),
 )
 """One for each service that takes messages from a stream."""

@@ -87,6 +87,10 @@ class Definitions:
                     self._texts[group[1], kind[1]] = text
         self.validator = cache(self._validator)
 
+    def has(self, manifest: Object) -> bool:
+        """Whether a custom resource's definition is there."""
+        return (str(manifest["apiVersion"]).partition("/")[0], str(manifest["kind"])) in self._texts
+
     def check(self, manifest: Object) -> Iterator[Finding]:
         """What the API server would refuse of a custom resource."""
         group, _, version = str(manifest["apiVersion"]).partition("/")

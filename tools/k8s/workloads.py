@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tools.k8s.objects import NAME, PART_OF, Finding, Objects, at, labels_of, namespace_of, selects, title
+from tools.k8s.objects import NAME, PART_OF, Finding, Object, Objects, at, labels_of, namespace_of, selects, title
 
 DRAIN_TIMEOUT = 25.0
 """Seconds; the default of the setting."""
@@ -50,19 +50,30 @@ def images(objects: Objects) -> Iterator[Finding]:
     """Every image names its version: a tag other than latest, or a digest."""
     for workload in objects.workloads:
         for path, container in workload.containers():
-            image = str(container.get("image", ""))
-            tag = image.rpartition("/")[2].partition(":")[2]
-            if "@sha256:" not in image and tag in {"", "latest"}:
-                yield Finding(workload.title, f"{path}.image", f"{image} names no version")
+            if problem := version_problem(container):
+                yield Finding(workload.title, f"{path}.image", problem)
+
+
+def version_problem(container: Object) -> str:
+    """What is wrong with the version of a container's image; empty if nothing is."""
+    image = str(container.get("image", ""))
+    tag = image.rpartition("/")[2].partition(":")[2]
+    return f"{image} names no version" if "@sha256:" not in image and tag in {"", "latest"} else ""
 
 
 def registries(objects: Objects) -> Iterator[Finding]:
     """Every image names its registry; without one it would be a stranger's, of a public hub."""
     for workload in objects.workloads:
         for path, container in workload.containers():
-            host, slash, _ = str(container.get("image", "")).partition("/")
-            if not slash or not (host == "localhost" or "." in host or ":" in host):
-                yield Finding(workload.title, f"{path}.image", f"{container.get('image')} names no registry")
+            if problem := registry_problem(container):
+                yield Finding(workload.title, f"{path}.image", problem)
+
+
+def registry_problem(container: Object) -> str:
+    """What is wrong with the registry of a container's image; empty if nothing is."""
+    host, slash, _ = str(container.get("image", "")).partition("/")
+    named = slash and (host == "localhost" or "." in host or ":" in host)
+    return "" if named else f"{container.get('image')} names no registry"
 
 
 def root_file_systems(objects: Objects) -> Iterator[Finding]:
