@@ -1,7 +1,7 @@
 # All images for both architectures, with lists of what is in them and where they come from.
 #
 #   make bake                            # both architectures, built only
-#   make bake PUSH=true                  # and pushed
+#   make bake PUSH=true                  # and pushed, but for bases that the registry has
 #   make bake BAKE_ARGS="tts_module --set *.platform=linux/arm64"
 #
 # `make bake` sets the variables as `make images` does, so that both build the same layers.
@@ -20,9 +20,19 @@ variable "CREATED" { default = "" }
 variable "BASE_REVISION" { default = "" }
 variable "BASE_CREATED" { default = "" }
 variable "PUSH" { default = "false" }
+variable "PUSHED_AS" { default = VERSION }
+variable "BASE_IMAGE" { default = "${IMAGE_PREFIX}base:${BASE_VERSION}" }
+variable "BASE_ML_IMAGE" { default = "${IMAGE_PREFIX}base-ml:${BASE_VERSION}" }
+# Those of the two that the registry has: they stay as they are there, and services are built on them.
+variable "BASES_THERE" { default = "" }
 
-group "default" { targets = ["bases", "handlers", "local_inference"] }
-group "bases" { targets = ["base", "base-ml"] }
+group "default" {
+  targets = concat(
+    contains(split(" ", BASES_THERE), BASE_IMAGE) ? [] : ["base"],
+    contains(split(" ", BASES_THERE), BASE_ML_IMAGE) ? [] : ["base-ml"],
+    ["handlers", "local_inference"],
+  )
+}
 
 target "image" {
   context    = "."
@@ -58,13 +68,13 @@ target "builder" {
 target "base" {
   inherits = ["of-base"]
   target   = "base"
-  tags     = ["${IMAGE_PREFIX}base:${BASE_VERSION}"]
+  tags     = [BASE_IMAGE]
 }
 
 target "base-ml" {
   inherits = ["of-base"]
   target   = "base-ml"
-  tags     = ["${IMAGE_PREFIX}base-ml:${BASE_VERSION}"]
+  tags     = [BASE_ML_IMAGE]
 }
 
 target "service" {
@@ -93,30 +103,30 @@ target "handlers" {
   }
   contexts = {
     builder    = "target:builder"
-    base-image = "target:base"
+    base-image = contains(split(" ", BASES_THERE), BASE_IMAGE) ? "docker-image://${BASE_IMAGE}" : "target:base"
   }
   args = {
     SERVICE     = handler.name
     BASE        = "base-image"
-    BASE_NAME   = "${IMAGE_PREFIX}base:${BASE_VERSION}"
+    BASE_NAME   = BASE_IMAGE
     DESCRIPTION = handler.description
   }
-  tags = ["${IMAGE_PREFIX}${handler.name}:${VERSION}"]
+  tags = ["${IMAGE_PREFIX}${handler.name}:${PUSHED_AS}"]
 }
 
 target "local_inference" {
   inherits = ["service"]
   contexts = {
     builder    = "target:builder"
-    base-image = "target:base-ml"
+    base-image = contains(split(" ", BASES_THERE), BASE_ML_IMAGE) ? "docker-image://${BASE_ML_IMAGE}" : "target:base-ml"
   }
   args = {
     SERVICE     = "local_inference"
     BASE        = "base-image"
-    BASE_NAME   = "${IMAGE_PREFIX}base-ml:${BASE_VERSION}"
+    BASE_NAME   = BASE_ML_IMAGE
     DESCRIPTION = "Development only: OpenAI-, TEI- and Coqui-shaped endpoints on the CPU, so that everything runs with no GPU."
     HEALTH_PORT = "8900"
     HEALTH_PATH = "/health"
   }
-  tags = ["${IMAGE_PREFIX}local_inference:${VERSION}"]
+  tags = ["${IMAGE_PREFIX}local_inference:${PUSHED_AS}"]
 }

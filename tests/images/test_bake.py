@@ -39,12 +39,27 @@ def test_every_argument_and_target_is_one_of_its_dockerfile() -> None:
 
 def test_a_context_of_another_target_is_named_by_an_argument() -> None:
     for name in ("handlers", "local_inference"):
-        contexts = dict(re.findall(r'([\w-]+) += "target:([\w-]+)"', target(name)))
+        contexts = dict(re.findall(r'([\w-]+) += .*"target:([\w-]+)"', target(name)))
         assert {'BUILDER  = "builder"', 'BASE        = "base-image"'} <= {
             line.strip() for line in (target("service") + target(name)).splitlines()
         }
         assert set(contexts) == {"builder", "base-image"}
         assert all(target(other) for other in contexts.values())
+
+
+def test_a_base_that_the_registry_has_is_built_upon_and_not_built_again() -> None:
+    [default] = re.findall(r'^group "default" {\n(.*?)^}', BAKE, re.DOTALL | re.MULTILINE)
+    for base, variable, service in (
+        ("base", "BASE_IMAGE", "handlers"),
+        ("base-ml", "BASE_ML_IMAGE", "local_inference"),
+    ):
+        there = f'contains(split(" ", BASES_THERE), {variable})'
+        assert f'{there} ? [] : ["{base}"]' in default
+        assert f'base-image = {there} ? "docker-image://${{{variable}}}" : "target:{base}"' in target(service)
+        assert f"BASE_NAME   = {variable}\n" in target(service)
+        assert f"tags     = [{variable}]\n" in target(base)
+        assert f'variable "{variable}" {{ default = "${{IMAGE_PREFIX}}{base}:${{BASE_VERSION}}" }}' in BAKE
+    assert '["handlers", "local_inference"]' in default
 
 
 def test_all_images_are_baked_with_the_descriptions_of_their_packages() -> None:

@@ -12,19 +12,7 @@ from tools.release import refresh
 from tools.release.forge import Forge
 from tools.release.versions import ReleaseError
 
-from .conftest import REPOSITORY, FakeForge, FakeIndex
-
-ROOT = Path(__file__).parents[2]
-
-
-async def make(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        "make", "--old-file=.venv/.installed", *arguments, cwd=ROOT, env=environment,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    printed, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, printed.decode()
+from .conftest import REPOSITORY, ROOT, FakeForge, FakeIndex, make
 
 
 @pytest.fixture
@@ -104,31 +92,18 @@ async def test_a_prefix_that_names_no_registry_is_an_owner_on_dockers_own(
     assert (code, printed) == (0, f"login --username me --password-stdin {registry}\n")
 
 
-async def test_bases_are_signed_and_services_signed_and_attested(
-    tmp_path: Path, plain_environment: dict[str, str]
-) -> None:
-    (tmp_path / "tts_module.spdx.json").touch()
-    cosign = tmp_path / "cosign"
-    cosign.write_text('#!/bin/sh\n[ "$1" = triangulate ] && echo "digest-of-$4" || echo "$1 $2 $3 $4 $5 $6 $7 $8"\n')
-    cosign.chmod(0o755)
-    names = ("IMAGE_PREFIX=r.test/o/", "IMAGES=tts_module", "VERSION=v1", "BASE_VERSION=3.15-x")
-    code, printed = await make(
-        {**plain_environment, "COSIGN_KEY": "a.key"}, "sign", f"COSIGN={cosign}", f"SBOM={tmp_path}", *names
-    )
-    assert code == 0, printed
-    assert [line.split() for line in printed.splitlines()] == [
-        ["sign", "--yes", "--key", "a.key", "digest-of-r.test/o/base:3.15-x"],
-        ["sign", "--yes", "--key", "a.key", "digest-of-r.test/o/base-ml:3.15-x"],
-        ["sign", "--yes", "--key", "a.key", "digest-of-r.test/o/tts_module:v1"],
-        ["attest", "--yes", "--key", "a.key", "--type", "spdxjson", "--predicate", f"{tmp_path}/tts_module.spdx.json"],
-    ]
-
-
-async def test_a_release_published_twice_has_the_second_notes(forge: FakeForge) -> None:
-    for notes in ("first", "second"):
-        said = await asyncio.to_thread(of(forge)().publish_release, "v1.0.0", notes)
-        assert said == "published http://forge/releases/1"
+async def test_a_release_published_twice_has_the_second_notes_and_files_once(forge: FakeForge, tmp_path: Path) -> None:
+    lists, report = tmp_path / "tts_module.spdx.json", tmp_path / "report.json"
+    report.write_text("{}")
+    for text, assets in {"first": [lists], "second": [lists, report]}.items():
+        lists.write_text(text)
+        said = await asyncio.to_thread(of(forge)().publish_release, "v1.0.0", text, assets)
+        assert said == f"published http://forge/releases/1, {len(assets)} files"
     assert forge.releases["v1.0.0"]["body"] == "second"
+    assert [asset for asset in forge.assets if asset[0]] == [
+        ("tts_module.spdx.json", b"second"),
+        ("report.json", b"{}"),
+    ]
 
 
 async def test_a_refused_call_says_what_the_forge_said(forge: FakeForge) -> None:
