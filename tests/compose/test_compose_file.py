@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ from pydantic_settings import BaseSettings
 
 from handler_core.config import ServiceSettings
 from handler_core.provision import Settings as ProvisionSettings
-from handler_core.testing_images import HANDLERS
+from handler_core.testing_images import HANDLERS, SERVICES
 
 ROOT = Path(__file__).parents[2]
 OURS = {*HANDLERS, "local_inference", "local_cluster", "provision"}
 # Nothing in the first one's image could ask; the other one ends.
 NOT_CHECKED = {"otel-collector", "provision"}
 OF_PYTHON_AND_CHECKS = {
+    **{name: {"HEALTH_PATH"} for name in HANDLERS},
     "local_cluster": {"PYTHONPATH", "HEALTH_PORT", "HEALTH_PATH"},
     "local_inference": {"HEALTH_PORT", "HEALTH_PATH"},
 }
@@ -34,6 +36,13 @@ Services = dict[str, dict[str, Any]]
 @pytest.fixture
 def services(compose: dict[str, Any]) -> Services:
     found: Services = compose["services"]
+    return found
+
+
+@pytest.fixture
+def laid_over() -> Services:
+    """What `build.yaml` adds, for who changes the code."""
+    found: Services = yaml.safe_load((ROOT / "docker/compose/build.yaml").read_text())["services"]
     return found
 
 
@@ -100,6 +109,7 @@ def test_containers_have_no_more_rights_than_they_need(services: Services) -> No
         assert service.get("read_only", False) is (name not in WRITES_TO_ITS_ROOT), name
         assert "privileged" not in service, name
         assert "mem_limit" in service, name
+        assert "max-size" in service["logging"]["options"], name
         if name in OURS:
             assert service["user"] == "65532:65532", name
 
@@ -132,6 +142,11 @@ def test_what_has_its_health_elsewhere_than_handlers_is_asked_there_whoever_buil
     assert given["HEALTH_PATH"].startswith("/")
 
 
+def test_handlers_are_healthy_when_they_are_ready(services: Services) -> None:
+    # The image's own check asks whether they are alive, which says nothing to who waits for them.
+    assert {services[name]["environment"]["HEALTH_PATH"] for name in HANDLERS} == {"/readyz"}
+
+
 def test_handlers_are_given_the_time_to_drain(services: Services) -> None:
     for name in HANDLERS:
         service = services[name]
@@ -148,21 +163,26 @@ def test_images_of_others_are_pinned_and_named_in_full(services: Services) -> No
             assert re.fullmatch(r"docker\.io/[a-z-]+/[a-z-]+:v?\d+\.\d+\.\d+(-[a-z0-9]+)?", image), image
 
 
-def test_builds_are_of_files_and_arguments_that_there_are(services: Services) -> None:
-    built = {name: service["build"] for name, service in services.items() if "build" in service}
-    assert set(built) == {*HANDLERS, "local_inference"}
+def test_an_image_of_ours_is_neither_pulled_nor_built_unless_that_is_asked_for(services: Services) -> None:
+    for name in OURS:
+        assert services[name]["pull_policy"] == "${PULL_POLICY:-never}", name
+        # Whatever is said of pulls, compose builds what it can and lacks.
+        assert "build" not in services[name], name
+
+
+def test_builds_are_of_files_and_arguments_that_there_are(laid_over: Services) -> None:
+    built = {name: service["build"] for name, service in laid_over.items()}
+    assert set(built) == set(SERVICES)
     for name, build in built.items():
         dockerfile = (ROOT / build["context"] / build["dockerfile"]).read_text()
         assert set(build["args"]) <= set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE)), name
         assert re.search(rf"^FROM \S+ AS {build['target']}$", dockerfile, re.MULTILINE), name
         assert build["args"]["SERVICE"] == name
+        assert ("base-ml:" in build["args"]["BASE"]) is (name == "local_inference"), name
         assert (ROOT / "locks" / f"{name}.txt").exists()
-    for name in OURS - set(built):
-        # An image that another service builds: a registry is never asked for it.
-        assert services[name]["pull_policy"] == "never", name
 
 
-def test_what_is_mounted_and_watched_is_there(compose: dict[str, Any], services: Services) -> None:
+def test_what_is_mounted_is_there(compose: dict[str, Any], services: Services) -> None:
     volumes = set()
     for name, service in services.items():
         for source, target in files_of(service):
@@ -171,16 +191,14 @@ def test_what_is_mounted_and_watched_is_there(compose: dict[str, Any], services:
             # Relabelled, or SELinux keeps the container from it.
             assert mounted.endswith(":ro,z"), (name, source)
         volumes |= {volume.split(":")[0] for volume in service.get("volumes", []) if volume[0].isalpha()}
-        for watched in service.get("develop", {}).get("watch", []):
-            assert (ROOT / watched["path"]).exists(), watched
-            assert ("target" in watched) is (watched["action"] != "rebuild"), watched
     assert volumes == set(compose["volumes"])
 
 
-def test_sources_of_our_services_are_watched(services: Services) -> None:
-    for name in OURS - {"provision"}:
-        watched = [each["path"] for each in services[name]["develop"]["watch"]]
-        assert any(path.startswith(f"services/{name}") for path in watched), name
+def test_sources_of_our_services_are_watched(laid_over: Services) -> None:
+    for name, service in laid_over.items():
+        watched = [each["path"] for each in service["develop"]["watch"] if each["action"] == "rebuild"]
+        assert watched == [f"services/{name}", "libs/handler_core"]
+        assert all((ROOT / path).exists() for path in watched)
 
 
 def test_settings_of_our_services_are_settings_that_they_read(services: Services) -> None:
@@ -189,6 +207,15 @@ def test_settings_of_our_services_are_settings_that_they_read(services: Services
         assert set(given) - OF_PYTHON_AND_CHECKS.get(name, set()) <= names_of(settings_of(name)), name
         for value in given.values():
             assert isinstance(value, str), (name, value)
+
+
+def test_the_example_of_an_env_file_has_every_variable_with_its_default_and_nothing_that_is_no_setting() -> None:
+    variables = {name: default for name, _, default in VARIABLE.findall((ROOT / "compose.yaml").read_text())}
+    example = dict(re.findall(r"^#(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert {name: example.get(name) for name in variables} == variables
+    known = set().union(*(names_of(settings_of(name)) for name in OURS))
+    assert set(example) - set(variables) <= known
+    assert "LLM_PREMIUM_URL" in set(example) - set(variables)
 
 
 def test_the_variables_that_can_be_set_are_all_optional(services: Services) -> None:
@@ -230,14 +257,52 @@ def test_each_profile_is_what_its_page_says(services: Services) -> None:
     assert started == {"nats", "provision", "milvus", "local_inference", *HANDLERS} - {"pipeline_bridge"}
 
 
-def test_podman_compose_reads_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "podman_compose", "--in-pod", "false", "-f", str(ROOT / "compose.yaml")]
+def podman_compose(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "podman_compose", "--in-pod", "false", *arguments]
+    own = {"PATH": os.environ["PATH"], "HOME": str(folder), **environment}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=own, cwd=folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with the files that compose reads, and no `.env`."""
+    shutil.copytree(ROOT / "docker/compose", tmp_path / "docker/compose")
+    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    return tmp_path
+
+
+def test_podman_compose_reads_it(project: Path, services: Services) -> None:
     profiles = ["--profile", "observability", "--profile", "pipelines"]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LLM_URL": "http://gpu:8000/llm"}
-    done = subprocess.run(
-        [*command, *profiles, "config"], check=False, capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    done = podman_compose(project, *profiles, "config", LLM_URL="http://gpu:8000/llm")
     assert done.returncode == 0, done.stderr
-    read = yaml.safe_load(done.stdout)
-    assert set(read["services"]) == set(yaml.safe_load((ROOT / "compose.yaml").read_text())["services"])
-    assert read["services"]["voice_assistant"]["environment"]["LLM_URL"] == "http://gpu:8000/llm"
+    read = yaml.safe_load(done.stdout)["services"]
+    assert set(read) == set(services)
+    assert read["voice_assistant"]["environment"]["LLM_URL"] == "http://gpu:8000/llm"
+    assert read["chat_handler"]["pull_policy"] == "never"
+
+
+def test_builds_are_laid_over_it_and_want_to_know_their_base(project: Path) -> None:
+    files = ["-f", "compose.yaml", "-f", "docker/compose/build.yaml"]
+    without = podman_compose(project, *files, "config")
+    assert without.returncode != 0
+    assert "make -s base-version" in without.stderr
+    done = podman_compose(project, *files, "config", BASE_VERSION="3.15-0123456789ab", PULL_POLICY="missing")
+    assert done.returncode == 0, done.stderr
+    read = yaml.safe_load(done.stdout)["services"]["chat_handler"]
+    assert "BUILDER=localhost/slim-handlers/builder:3.15-0123456789ab" in read["build"]["args"]
+    assert read["pull_policy"] == "missing"
+
+
+def test_any_setting_of_an_env_file_reaches_all_of_ours_and_beats_the_defaults(project: Path) -> None:
+    (project / ".env").write_text("LLM_PREMIUM_URL=http://big:8001\nLLM_URL=http://gpu:8000\n")
+    # A dry run makes volumes all the same.
+    engine = project / "podman"
+    engine.write_text("#!/bin/sh\necho []\n")
+    engine.chmod(0o755)
+    options = ["--verbose", "--podman-path", str(engine), "--profile", "pipelines", "--dry-run"]
+    done = podman_compose(project, *options, "up", "--detach")
+    assert done.returncode == 0, done.stderr
+    created = dict(re.findall(r"/podman create --name=slim-handlers_(\S+)_1 (.*)", done.stderr))
+    given = {name: dict(re.findall(r" -e (\w+)=(\S*)", command)) for name, command in created.items()}
+    assert {name for name in given if given[name].get("LLM_PREMIUM_URL") == "http://big:8001"} == OURS
+    assert {given[name]["LLM_URL"] for name in OURS} == {"http://gpu:8000"}
