@@ -5,7 +5,12 @@ Real processes of `pipeline_bridge` and NATS; the cluster is emulated over HTTP.
 
 import asyncio
 import contextlib
+import json
+import os
+import re
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -18,9 +23,9 @@ from handler_core.codec import decode
 from handler_core.connection import Connection
 from handler_core.contract.pipeline import PipelineStatus, TriggerRequest
 from handler_core.jetstream import Api
-from handler_core.testing import NatsServer, connection, nats_server, stored, until
+from handler_core.testing import NatsServer, connection, free_port, nats_server, stored, until
 from handler_core.testing_workers import Worker, service_process
-from local_cluster.store import WORKFLOWS
+from local_cluster.store import RAY_JOBS, WORKFLOWS
 from local_cluster.testing import RunningCluster, running
 
 TAKEOVER = streams.PIPELINE_BRIDGE.ack_wait + 2
@@ -31,8 +36,20 @@ pipelines:
     template: document-ingestion
     parameters: {source: {type: string, required: true}}
   ask: {engine: kubeflow, pipeline: rag-query, parameters: {question: {type: string, required: true}}}
+  train: {engine: rayjob, template: train.yaml}
 """
+RAYJOB = """
+apiVersion: ray.io/v1
+kind: RayJob
+spec:
+  entrypoint: python train.py
+  rayClusterSpec:
+    headGroupSpec: {rayStartParams: {}, template: {spec: {containers: [{name: head, image: ray}]}}}
+"""
+PARAMETERS = {"ingest": {"source": "s3://x"}, "ask": {"question": "?"}, "train": {}}
+"""Of the pipeline of each engine."""
 MANY = 500
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,6 +81,7 @@ class Bridges:
     def __init__(self, nats: NatsServer, cluster: RunningCluster, folder: Path, stack: contextlib.ExitStack) -> None:
         catalogue, token = folder / "pipelines.yaml", folder / "token"
         catalogue.write_text(CATALOGUE)
+        (folder / "train.yaml").write_text(RAYJOB)
         token.write_text("secret\n")
         self._environment = {
             "NATS_URL": nats.url, "PIPELINES_FILE": str(catalogue), "KUBECONFIG": str(cluster.kubeconfig(folder / "k")),
@@ -116,29 +134,42 @@ def states(statuses: list[PipelineStatus]) -> list[str]:
     return [status.status.value for status in statuses]
 
 
-@pytest.mark.parametrize("pipeline", ["ingest", "ask"])
-async def test_killed_between_submission_and_first_status_the_run_is_found_again(
-    nc: Connection, cluster: RunningCluster, bridges: Bridges, pipeline: str
+def made(cluster: RunningCluster) -> list[int]:
+    """How many runs were created on each engine."""
+    return [len(cluster.store.objects(WORKFLOWS)), cluster.kubeflow.created, len(cluster.store.objects(RAY_JOBS))]
+
+
+def advance(cluster: RunningCluster, status: PipelineStatus, state: str) -> None:
+    """Put a run into a state, by Argo's word for it."""
+    if status.engine == "argo":
+        cluster.workflows.advance(status.run_id, state)
+    elif status.engine == "kubeflow":
+        cluster.kubeflow.advance(status.run_id, state.upper())
+    else:
+        cluster.rayjobs.advance(status.run_id, {"Succeeded": "Complete"}.get(state, state))
+
+
+async def test_killed_between_submission_and_first_status_the_runs_are_found_again(
+    nc: Connection, cluster: RunningCluster, bridges: Bridges
 ) -> None:
     first = await bridges.start()
-    posts = "/workflows$" if pipeline == "ingest" else "/runs$"
-    cluster.faults.add(match={"method": "POST", "path": posts}, cut_after=1, stall=True)
-    request_id = await trigger(nc, pipeline, **({"source": "s3://x"} if pipeline == "ingest" else {"question": "?"}))
-    await until(lambda: cluster.store.objects(WORKFLOWS) or cluster.kubeflow.created, "the run was created")
-    assert await kept(nc, request_id) == []
+    posts = {"method": "POST", "path": "/(workflows|runs|rayjobs)$"}
+    cluster.faults.add(match=posts, cut_after=1, stall=True, times=3)
+    ids = [await trigger(nc, pipeline, **parameters) for pipeline, parameters in PARAMETERS.items()]
+    await until(lambda: made(cluster) == [1, 1, 1], "the runs were created")
+    assert [await kept(nc, request_id) for request_id in ids] == [[], [], []]
     first.process.kill()
     await bridges.start()
-    [submitted] = await told(nc, request_id, "submitted", timeout=TAKEOVER + 10)
-    if pipeline == "ingest":
-        cluster.workflows.advance(submitted.run_id, "Succeeded")
-    else:
-        cluster.kubeflow.advance(submitted.run_id, "SUCCEEDED")
-    await told(nc, request_id)
+    for request_id in ids:
+        advance(cluster, (await told(nc, request_id, "submitted", timeout=TAKEOVER + 10))[0], "Succeeded")
+        await told(nc, request_id)
     await settled(nc)
 
-    assert states(await kept(nc, request_id))[-1] == "succeeded"
-    assert [status.status.final for status in await kept(nc, request_id)].count(True) == 1
-    assert len(cluster.store.objects(WORKFLOWS)) + cluster.kubeflow.created == 1
+    for request_id in ids:
+        statuses = await kept(nc, request_id)
+        assert states(statuses)[-1] == "succeeded"
+        assert [status.status.final for status in statuses].count(True) == 1
+    assert made(cluster) == [1, 1, 1]
     assert await stored(nc, "DLQ", "dlq.>") == []
 
 
@@ -146,18 +177,22 @@ async def test_killed_during_a_watch_the_next_follows_to_the_end(
     nc: Connection, cluster: RunningCluster, bridges: Bridges
 ) -> None:
     first = await bridges.start()
-    request_id = await trigger(nc, source="s3://x")
-    [submitted] = await told(nc, request_id, "submitted")
-    cluster.workflows.advance(submitted.run_id, "Running")
-    await told(nc, request_id, "running")
+    ids = [await trigger(nc, pipeline, **PARAMETERS[pipeline]) for pipeline in ("ingest", "train")]
+    submitted = [(await told(nc, request_id, "submitted"))[0] for request_id in ids]
+    for request_id, status in zip(ids, submitted, strict=True):
+        advance(cluster, status, "Running")
+        await told(nc, request_id, "running")
     first.process.kill()
-    cluster.workflows.advance(submitted.run_id, "Succeeded")  # while nobody looks
+    for status in submitted:
+        advance(cluster, status, "Succeeded")  # while nobody looks
     await bridges.start()
-    found = await told(nc, request_id, timeout=TAKEOVER + 10)
+    for request_id in ids:
+        found = await told(nc, request_id, timeout=TAKEOVER + 10)
+        assert states(found) == ["submitted", "running", "succeeded"]
     await settled(nc)
 
-    assert states(found) == states(await kept(nc, request_id)) == ["submitted", "running", "succeeded"]
-    assert len(cluster.store.objects(WORKFLOWS)) == 1
+    assert [states(await kept(nc, request_id)) for request_id in ids] == [["submitted", "running", "succeeded"]] * 2
+    assert made(cluster) == [1, 0, 1]
 
 
 async def test_one_that_slept_finds_the_run_followed_by_another(
@@ -223,3 +258,48 @@ async def test_one_worker_follows_500_runs_by_one_watch(
     assert sum(reads.values()) <= 12, reads  # a list has 100 a page
     assert len(cluster.store.objects(WORKFLOWS)) == MANY
     assert grown < 40, f"{grown:.1f} MiB for {MANY} runs"
+
+
+# --- the development stack, as `make run-cluster` starts it
+
+
+@contextlib.contextmanager
+def stack(folder: Path) -> Iterator[tuple[Worker, str]]:
+    """The processes of Procfile.cluster with ports and a folder of their own: its bridge, and the URL of its NATS."""
+    lines = (ROOT / "Procfile.cluster").read_text()
+    ports = {port: str(free_port()) for port in sorted(set(re.findall(r"\b(?:4222|8\d{3})\b", lines)))}
+    for port, own in ports.items():
+        lines = re.sub(rf"\b{port}\b", own, lines)
+    procfile = folder / "Procfile"
+    procfile.write_text(lines.replace(".data/run", str(folder)))
+    nats_url = f"nats://127.0.0.1:{ports['4222']}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pace = {"PENDING_SECONDS": "1", "RUNNING_SECONDS": "1"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "honcho", "-f", str(procfile), "-d", str(ROOT), "start"],
+        env={**os.environ, **pace, "PATH": path, "NATS_URL": nats_url},
+        start_new_session=True,
+    )
+    try:
+        yield Worker(running, int(ports["8084"])), nats_url
+    finally:
+        running.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+async def test_with_the_emulated_cluster_a_pipeline_is_run_and_watched_to_its_end(tmp_path: Path) -> None:
+    with stack(tmp_path) as (bridge, nats_url):
+        await until(bridge.ready, "the bridge is ready", timeout=60)
+        command = ("handlers_cli.main", "pipeline", "run", "document-ingestion", "--watch", "--json")
+        run = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *command, env={**os.environ, "NATS_URL": nats_url}, stdout=subprocess.PIPE
+        )
+        printed, _ = await run.communicate()
+
+    shown = [json.loads(line) for line in printed.splitlines()]
+    seen = [status["status"] for status in shown if status["status"] != "pending"]
+    assert seen == ["submitted", "running", "succeeded"]
+    assert run.returncode == 0

@@ -6,16 +6,25 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import ClientConnectionError, ClientPayloadError, ClientResponse, ServerDisconnectedError, web
+from aiohttp import (
+    ClientConnectionError,
+    ClientPayloadError,
+    ClientResponse,
+    ClientSession,
+    ServerDisconnectedError,
+    web,
+)
 from aiohttp.test_utils import TestClient, TestServer
 from pydantic import ValidationError
 
+from handler_core.testing import until
 from local_cluster.access import Access
 from local_cluster.control import add_control
 from local_cluster.fault import GARBAGE
 from local_cluster.faults import Faults
 from local_cluster.kubernetes_api import add_kubernetes
 from local_cluster.store import WORKFLOWS, Store
+from local_cluster.testing import running
 
 Client = TestClient[Any, Any]
 
@@ -116,6 +125,41 @@ async def test_an_answer_never_comes(client: Client, faults: Faults, store: Stor
         assert not asking.done()
         asking.cancel()
     assert store.objects(WORKFLOWS) == []
+
+
+@pytest.mark.parametrize("path", [PATH, "/apis/v2beta1/runs"])
+async def test_a_late_request_is_carried_out_although_its_client_has_left(path: str) -> None:
+    async with running(hold=True) as cluster, ClientSession(cluster.url) as session:
+        reference = {"pipeline_id": cluster.kubeflow.pipeline_id("rag-query")}
+        cluster.faults.add(late=True, match={"method": "POST"})
+        body = workflow() if path == PATH else {"display_name": "a", "pipeline_version_reference": reference}
+        asking = asyncio.ensure_future(session.post(path, json=body))
+        await until(lambda: cluster.faults.late, "the request has come")
+        asking.cancel()
+        await until(lambda: not cluster.faults.open.total(), "nobody waits for it")
+        assert len(cluster.store.objects(WORKFLOWS)) + cluster.kubeflow.created == 0
+        cluster.faults.land()
+        await until(lambda: not cluster.faults.late, "it was carried out")
+        assert len(cluster.store.objects(WORKFLOWS)) + cluster.kubeflow.created == 1
+
+
+async def test_a_late_request_is_answered_once_it_has_landed(client: Client, faults: Faults) -> None:
+    faults.add(late=True, match={"method": "POST"})
+    asking = asyncio.ensure_future(client.post(PATH, json=workflow()))
+    await until(lambda: faults.late, "the request has come")
+    assert await (await client.post("/control/land")).json() == {"landed": 1}
+    assert (await asking).status == 201
+
+
+async def test_a_cluster_that_ends_gives_up_what_is_late() -> None:
+    async with running() as cluster, ClientSession(cluster.url) as session:
+        cluster.faults.add(late=True)
+        asking = asyncio.ensure_future(session.get("/version"))
+        await until(lambda: cluster.faults.late, "the request has come")
+        await cluster.stop()
+        with pytest.raises(ClientConnectionError):
+            await asking
+    assert cluster.faults.late == 0
 
 
 async def test_nonsense_comes_in_place_of_an_answer(client: Client, faults: Faults, store: Store) -> None:

@@ -258,6 +258,7 @@ async def test_a_parameter_or_pipeline_has_to_have_a_name_that_is_one(path: Path
     said = await problem_of_one(path, "engine: argo", "template: x", "parameters: {a b: {type: string}}")
     assert "line 5: pipelines.x.parameters.a b: String should match" in said
     assert "line 2: pipelines.My Pipeline: a name has" in await problem(path, "pipelines:\n  My Pipeline: {}\n")
+    assert "line 2: pipelines.tail-: a name has" in await problem(path, "pipelines:\n  tail-: {}\n")
 
 
 async def test_the_first_three_mistakes_are_told(path: Path) -> None:

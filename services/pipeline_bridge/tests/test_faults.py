@@ -36,7 +36,7 @@ async def other_worker(nc: Connection, request_id: str, attempt: int) -> RunLog:
     """The log as a worker has it to which the same trigger was delivered as well."""
     record = await Api(nc).last("AI_PIPELINE_STATUS", f"evt.pipeline.run.{request_id}")
     assert record is not None
-    log = RunLog(nc, request_id, source=record.headers["Run-Source"], attempt=attempt, received=0)
+    log = RunLog(nc, request_id, source=record.headers["Run-Source"], attempt=lambda: attempt, received=0)
     await log.open()
     return log
 
@@ -45,10 +45,11 @@ async def test_a_time_limit_that_passes_while_the_end_is_being_stored_adds_nothi
     caller: Caller, cluster: RunningCluster, settings: SettingsFor, nats: NatsServer
 ) -> None:
     assert nats.process is not None
-    async with serving(service, settings()):
+    async with serving(service, settings()) as runtime:
         request_id = await caller.trigger("short")
         name = run_name("short", request_id)
         await caller.until(request_id, "submitted")
+        await until(lambda: any(call.startswith("WATCH") and n for call, n in cluster.faults.open.items()), "watched")
         nats.process.send_signal(signal.SIGSTOP)
         try:
             cluster.workflows.advance(name, "Succeeded")
@@ -56,6 +57,7 @@ async def test_a_time_limit_that_passes_while_the_end_is_being_stored_adds_nothi
         finally:
             nats.process.send_signal(signal.SIGCONT)
         await caller.settled()
+        assert 'handler_pipeline_runs_total{status="succeeded"} 1' in runtime.metrics.render()
 
     assert states(await caller.statuses(request_id)) == ["submitted", "succeeded"]
 
@@ -264,7 +266,9 @@ async def test_a_refusal_of_a_stale_worker_does_not_end_the_run_that_a_later_one
         request_id = await caller.trigger("ingest", source="s3://x")
         await caller.until(request_id, "submitted")
         identity = (await other_worker(nc, request_id, 1))._source
-        stale = RunLog(nc, request_id, source=identity, attempt=0, received=0)  # opened before anything was stored
+        stale = RunLog(
+            nc, request_id, source=identity, attempt=lambda: 0, received=0
+        )  # opened before anything was stored
         with pytest.raises(Exception, match="another worker"):
             await stale.tell(RunStatus.ERROR, error=Internal("no such pipeline").info())
 

@@ -510,6 +510,19 @@ async def test_what_becomes_of_a_canceled_run_comes_through_follow(
     assert not kubeflow._stopping
 
 
+async def test_of_all_runs_of_the_name_only_the_known_one_goes_on(kubeflow: Kubeflow, cluster: RunningCluster) -> None:
+    other, known = [(await kubeflow.submit(run(each))).run_id for each in ("r2", "r1")]
+    twin, ended = (cluster.kubeflow.create(cluster.kubeflow.runs[known])["run_id"] for _ in range(2))
+    cluster.kubeflow.advance(ended, "SUCCEEDED")
+    await kubeflow.stop_others(run(), known, "why")
+    await cluster.kubeflow.until(twin, "CANCELED")
+    states = {each: cluster.kubeflow.runs[each]["state"] for each in (known, other, ended)}
+    assert states == {known: "PENDING", other: "PENDING", ended: "SUCCEEDED"}
+    await kubeflow.stop_others(run(), "", "why")
+    await cluster.kubeflow.until(known, "CANCELED")
+    assert cluster.calls[TERMINATE] == 2
+
+
 async def test_a_run_that_has_ended_or_is_gone_is_left_as_it_is(kubeflow: Kubeflow, cluster: RunningCluster) -> None:
     submitted = await kubeflow.submit(run())
     cluster.kubeflow.advance(submitted.run_id, "SUCCEEDED")

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
 from handler_core.contract.pipeline import PipelineStatus, RunStatus, TriggerRequest
-from handler_core.errors import Abandoned
+from handler_core.errors import Abandoned, DeadlineExceeded
 from handler_core.jetstream import Api
 from handler_core.testing import NatsServer, stored, until
-from pipeline_bridge.engine import Run
+from pipeline_bridge.definitions import MAX_TIMEOUT
+from pipeline_bridge.engine import Run, run_name
 from pipeline_bridge.log import Ended, Repeated, RunLog
+from pipeline_bridge.statuses import submitted_run
 
 Open = Callable[..., RunLog]
 
@@ -30,7 +33,7 @@ def opened(nc: Connection, request_id: str) -> Open:
     """A log of the same run, as the worker of one delivery has it."""
 
     def make(attempt: int = 1, source: str = "AI_PIPELINE:1:1") -> RunLog:
-        return RunLog(nc, request_id, source=source, attempt=attempt, received=time.time() - 1)
+        return RunLog(nc, request_id, source=source, attempt=lambda: attempt, received=time.time() - 1)
 
     return make
 
@@ -38,6 +41,13 @@ def opened(nc: Connection, request_id: str) -> Open:
 def run_of(request_id: str, **changes: Any) -> Run:
     fields = {"pipeline": "p", "engine": "argo", "namespace": "n", "name": "p-x", "reference": {}, "parameters": {}}
     return Run(**{**fields, "request_id": request_id, "timeout": 60.0, **changes})
+
+
+async def identity(nc: Connection, sequence: int) -> str:
+    """The identity of a trigger that is in the queue; of its time, the microseconds count."""
+    stored_at = (await Api(nc).request("STREAM.MSG.GET.AI_PIPELINE", {"seq": sequence}))["message"]["time"]
+    since = datetime.fromisoformat(stored_at) - datetime(1970, 1, 1, tzinfo=UTC)
+    return f"AI_PIPELINE:{sequence}:{since // timedelta(microseconds=1)}789"
 
 
 async def statuses(nc: Connection, request_id: str) -> list[PipelineStatus]:
@@ -169,12 +179,25 @@ async def test_what_was_decided_first_stands(opened: Open, request_id: str) -> N
 async def test_a_trigger_that_repeats_a_queued_one_is_told_so(nc: Connection, opened: Open, request_id: str) -> None:
     trigger = encode(TriggerRequest(request_id=request_id, pipeline="p"))
     first = await Api(nc).publish("ai.pipeline.trigger", trigger, {})
-    await opened(source=f"AI_PIPELINE:{first}:7").decide(run_of(request_id))
+    await opened(source=await identity(nc, first)).decide(run_of(request_id))
 
     with pytest.raises(Repeated):
         await opened(source=f"AI_PIPELINE:{first + 1}:8").open()
     with pytest.raises(Repeated):
         await opened(source=f"AI_PIPELINE:{first + 1}:8").decide(run_of(request_id))
+
+
+async def test_of_a_stream_made_anew_a_message_is_not_taken_for_the_one_that_had_its_number(
+    nc: Connection, opened: Open, request_id: str
+) -> None:
+    trigger = encode(TriggerRequest(request_id=request_id, pipeline="p"))
+    sequence = await Api(nc).publish("ai.pipeline.trigger", trigger, {})
+    await opened(source=f"AI_PIPELINE:{sequence}:7").decide(run_of(request_id))
+    again = opened(source=await identity(nc, sequence))
+    await again.open()
+    await again.tell(RunStatus.SUBMITTED)
+
+    assert [each.status.value for each in await statuses(nc, request_id)] == ["submitted"]
 
 
 async def test_a_trigger_takes_up_the_run_of_one_that_left_the_queue(
@@ -204,6 +227,101 @@ async def test_a_status_is_stored_once_though_the_server_was_away(
     await telling
 
     assert [each.seq for each in await statuses(nc, request_id)] == [1]
+
+
+async def test_what_is_told_again_was_submitted_when_it_was(nc: Connection, opened: Open, request_id: str) -> None:
+    log = opened()
+    await log.decide(run_of(request_id))
+    await log.tell(RunStatus.SUBMITTED, run_id="p-x")
+    why = DeadlineExceeded("took too long").info()
+    await log.tell(RunStatus.SUBMITTED, message="stopping", stopping=why)
+    await log.tell(RunStatus.FAILED)
+
+    first, _, last = await statuses(nc, request_id)
+    assert last.submitted_at == first.submitted_at == first.timestamp
+    assert last.timings["pending_ms"] == pytest.approx(1000 * (last.timestamp - first.timestamp), abs=0.01)
+    assert (first.stopping, last.stopping) == (None, why)
+
+
+async def test_what_a_follower_needs_stands_in_each_status(nc: Connection, opened: Open, request_id: str) -> None:
+    decided = run_of(request_id, name=run_name("p", request_id), timeout=90.0, reference={"template": "t"})
+    log = opened()
+    await log.decide(decided)
+    await log.tell(RunStatus.SUBMITTED, run_id=decided.name)
+    await Api(nc).request("STREAM.PURGE.AI_PIPELINE_STATUS", {"filter": f"evt.pipeline.run.{request_id}"})
+    later = opened(attempt=2)
+    await later.open()
+    await later.tell(RunStatus.RUNNING, raw_status="Running")
+
+    assert later.run == decided.model_copy(update={"reference": {}})
+    assert later.run_id == decided.name
+
+
+def test_a_status_of_an_earlier_version_will_do_to_follow_its_run() -> None:
+    told = PipelineStatus(
+        request_id="r1", seq=1, status=RunStatus.SUBMITTED, pipeline="p", engine="argo", run_id="x", timestamp=0
+    )
+    run = submitted_run(told)
+    assert run is not None
+    assert (run.name, run.timeout) == (run_name("p", "r1"), MAX_TIMEOUT)
+    assert submitted_run(told.model_copy(update={"run_id": ""})) is None
+
+
+async def test_deliveries_that_begin_and_leave_no_trace_are_counted(
+    nc: Connection, opened: Open, request_id: str
+) -> None:
+    for attempt in range(2, 5):  # each dies while it decides
+        log = opened(attempt=attempt)
+        await log.open()
+        await log.begin()
+        await log.begin()
+        assert log.begun == attempt - 2
+    deciding = opened(attempt=5)
+    await deciding.open()
+    await deciding.begin()
+    await deciding.decide(run_of(request_id))
+    submitting = opened(attempt=6)
+    await submitting.open()
+    assert (submitting.begun, submitting.run) == (4, run_of(request_id))
+    await submitting.begin()
+    await submitting.survive()
+    await submitting.survive()
+    after = opened(attempt=7)
+    await after.open()
+    assert (after.begun, after.run) == (0, run_of(request_id))
+
+
+async def test_one_that_begins_finds_the_end_that_another_has_told(opened: Open, request_id: str) -> None:
+    beginning = opened(attempt=2)
+    await beginning.open()
+    await opened(attempt=1).tell(RunStatus.CANCELED)
+
+    with pytest.raises(Ended):
+        await beginning.begin()
+
+
+async def test_a_stalled_worker_gives_way_to_a_later_delivery_that_has_begun(opened: Open, request_id: str) -> None:
+    stalled, later = opened(attempt=1), opened(attempt=2)
+    await stalled.decide(run_of(request_id))
+    await later.open()
+    await later.begin()
+
+    with pytest.raises(Abandoned):
+        await stalled.catch_up()
+
+
+async def test_an_end_is_told_by_whoever_stored_it(opened: Open, request_id: str) -> None:
+    first, second = opened(attempt=1), opened(attempt=2)
+    await first.decide(run_of(request_id))
+    await second.open()
+    await first.tell(RunStatus.FAILED)
+    with pytest.raises(Ended):
+        await second.tell(RunStatus.FAILED)
+    with pytest.raises(Ended):  # as by one whose publish was given up
+        await first.catch_up()
+
+    assert first.told_the_end
+    assert not second.told_the_end
 
 
 async def test_forgotten_statuses_do_not_stop_the_next(nc: Connection, opened: Open, request_id: str) -> None:

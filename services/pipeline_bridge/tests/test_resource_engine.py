@@ -267,6 +267,16 @@ async def test_a_run_that_changes_all_the_time_is_canceled_by_a_later_attempt(
     assert CANCEL_ANNOTATION in place.annotations(submitted.run_id)
 
 
+async def test_a_run_that_is_not_known_is_stopped_and_no_other(place: Place) -> None:
+    await place.engine.stop_others(place.run(), "", "why")  # there is none
+    run_id = (await place.engine.submit(place.run())).run_id
+    await place.engine.stop_others(place.run(), run_id, "why")
+    await place.engine.stop_others(place.run().model_copy(update={"request_id": "r2"}), "", "why")
+    assert CANCEL_ANNOTATION not in place.annotations(run_id)
+    await place.engine.stop_others(place.run(), "", "why")
+    assert place.annotations(run_id)[CANCEL_ANNOTATION] == "why"
+
+
 async def test_a_run_is_described_by_its_name(place: Place) -> None:
     assert await place.engine.describe(place.run()) is None
     submitted = await place.engine.submit(place.run())

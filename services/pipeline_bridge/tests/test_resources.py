@@ -614,6 +614,22 @@ async def test_a_server_set_back_to_a_backup_is_believed(tmp_path: Path) -> None
     assert script.asked == ["1000", "500"]
 
 
+async def test_a_list_older_than_what_was_read_beside_it_is_passed_over(tmp_path: Path) -> None:
+    script = Script()
+    script.lists = [listed(10, workflow(7, "Pending")), listed(30, workflow(20, "Running"))]
+    script.watches = [[]]
+    script.item = workflow(31, "Succeeded")  # an answer that overtook the second list
+    async with scripted(script, tmp_path) as resources:
+        with resources.follow("a") as changes:
+            await expect(changes, "a", "Pending")
+            await resources.get("a")
+            await expect(changes, "a", "Succeeded")
+            script.tell.put_nowait(told("ERROR", {"code": 410, "message": "too old resource version"}))
+            await until(lambda: script.asked[-1] == "30", "it is listed and watched again")
+            script.tell.put_nowait(told("MODIFIED", workflow(32, "Failed")))
+            await expect(changes, "a", "Failed")
+
+
 async def test_an_event_older_than_what_was_read_since_is_passed_over(tmp_path: Path) -> None:
     script = Script()
     script.lists = [listed(10, workflow(7, "Pending"))]

@@ -27,7 +27,7 @@ from handler_core.jetstream import Api, JetStreamError
 from handler_core.streams import AI_PIPELINE_STATUS
 
 RECORD_SUBJECT = "evt.pipeline.run.{request_id}"
-"""Where the bridge stores what a run will be, before it submits it; not republished."""
+"""Where the bridge stores what a run will be, before it submits it, or nothing while it decides; not republished."""
 LOOK_EVERY = 30.0
 """Seconds of silence after which a run's statuses are looked up."""
 LOOK_AGAIN = 1.0
@@ -144,7 +144,8 @@ async def accepted(api: Api, request_id: str) -> bool:
     Raises:
         Transient, JetStreamError: it cannot be looked up.
     """
-    return await api.last(AI_PIPELINE_STATUS.name, RECORD_SUBJECT.format(request_id=request_id)) is not None
+    record = await api.last(AI_PIPELINE_STATUS.name, RECORD_SUBJECT.format(request_id=request_id))
+    return record is not None and record.data != b""
 
 
 async def catalogue(nc: Connection, user: str | None = None, *, timeout: float = 5.0) -> PipelinesResponse:

@@ -35,6 +35,7 @@ def add_control(app: web.Application, store: Store, faults: Faults) -> None:
             web.post("/control/compact", control.compact),
             web.post("/control/restart", control.restart),
             web.post("/control/silence", control.silence),
+            web.post("/control/land", control.land),
             web.get("/control/calls", control.calls),
         ]
     )
@@ -84,12 +85,17 @@ class _Control:
         self._faults.silence()
         return web.json_response({"silenced": sum(self._faults.open.values())})
 
+    async def land(self, request: web.Request) -> web.Response:
+        late = self._faults.late
+        self._faults.land()
+        return web.json_response({"landed": late})
+
     async def calls(self, request: web.Request) -> web.Response:
         open_now = {call: count for call, count in self._faults.open.items() if count}
         return web.json_response({"calls": dict(self._faults.calls), "open": open_now})
 
     async def shut_down(self, _: web.Application) -> None:
-        self._faults.restart()
+        await self._faults.end()
 
 
 def _wrong(error: ValidationError) -> web.Response:

@@ -43,8 +43,9 @@ class Fault(BaseModel):
     """What goes wrong with a request, and with which.
 
     First `delay` passes. Then comes the first of these that is asked for: the connection is cut (`reset`), nothing
-    more ever comes (`stall`), nonsense comes in place of an answer (`garbage`), or a refusal (`status`). With
-    `cut_after` those three befall the answer's body instead, when it has got that far.
+    more ever comes (`stall`), nonsense comes in place of an answer (`garbage`), a refusal (`status`), or the request is
+    carried out later (`late`). With `cut_after` the first three befall the answer's body instead, when it has got that
+    far.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,6 +57,8 @@ class Fault(BaseModel):
     """How many it befalls; None: every one, until the faults are cleared."""
     delay: float = Field(default=0, ge=0, le=3600)
     """Seconds that pass before anything is done."""
+    late: bool = False
+    """The request waits until `land` is called, and is carried out then, whether or not its client is still there."""
     status: int | None = Field(default=None, ge=400, le=599)
     retry_after: int | None = Field(default=None, ge=0)
     """Seconds, told beside `status`."""

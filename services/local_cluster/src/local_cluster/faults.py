@@ -42,6 +42,8 @@ class Faults:
         self._down_until = 0.0
         self._silenced = 0
         self._counted = asyncio.Event()
+        self._landed = asyncio.Event()
+        self._landing: set[asyncio.Task[web.StreamResponse]] = set()
         self.calls: Counter[str] = Counter()
         """Requests that came, by method and route; `WATCH` in the place of `GET` for a watch."""
         self.open: Counter[str] = Counter()
@@ -90,6 +92,23 @@ class Faults:
         """Let nothing more come of the answers that are being given, open watches above all; their connections stay."""
         self._silenced += 1
 
+    @property
+    def late(self) -> int:
+        """Requests that wait to be carried out, or are."""
+        return len(self._landing)
+
+    def land(self) -> None:
+        """Have the requests that are `late` carried out now."""
+        landed, self._landed = self._landed, asyncio.Event()
+        landed.set()
+
+    async def end(self) -> None:
+        """Cut every connection, and give up what is late."""
+        self.restart()
+        for task in self._landing:
+            task.cancel()
+        await asyncio.gather(*self._landing, return_exceptions=True)
+
     async def until(self, call: str, times: int = 1) -> None:
         """Wait until a call has come that often."""
         while self.calls[call] < times:
@@ -125,13 +144,30 @@ class Faults:
             await asyncio.Event().wait()
         if fault.garbage and fault.cut_after is None and not is_watch(request):
             return web.Response(body=GARBAGE, content_type="application/json")
-        response = self._refusal(request, fault) if fault.status else await handler(request)
+        if fault.status:
+            response: web.StreamResponse = self._refusal(request, fault)
+        else:
+            response = await (self._lately(request, handler) if fault.late else handler(request))
         if fault.drop_response:
             raise body.cut(reset=False)
         if isinstance(response, web.Response) and not response.prepared:
             return await body.send(response)
         await body.hold()
         return response
+
+    async def _lately(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Carry a request out when it may land, in a task of its own: the connection's end is not the task's."""
+        await request.read()  # later there may be no connection to read it from
+        landed = self._landed
+
+        async def carry_out() -> web.StreamResponse:
+            await landed.wait()
+            return await handler(request)
+
+        task = asyncio.get_running_loop().create_task(carry_out())
+        self._landing.add(task)
+        task.add_done_callback(self._landing.discard)
+        return await asyncio.shield(task)
 
     def _refusal(self, request: web.Request, fault: Fault) -> web.Response:
         status, after = fault.status or 500, fault.retry_after

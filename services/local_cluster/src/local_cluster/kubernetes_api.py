@@ -152,12 +152,12 @@ async def _read(request: web.Request, accepted: str, *, empty: bool = False) -> 
     Raises:
         StatusError: 400, 413, 415.
     """
-    data = bytearray()
-    async for piece in request.content.iter_any():
-        data += piece
-        if len(data) > _BODY_LIMIT:
-            message = f"Request entity too large: limit is {_BODY_LIMIT}"
-            raise StatusError(413, "RequestEntityTooLarge", message)
+    try:
+        data = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large() from None
+    if len(data) > _BODY_LIMIT:
+        raise _too_large()
     if empty and not data:
         return {}
     # Only a patch must say what it is: the server takes any other body without a type for JSON.
@@ -170,6 +170,10 @@ async def _read(request: web.Request, accepted: str, *, empty: bool = False) -> 
     if not isinstance(body, dict):
         raise status.bad_request("the object provided is unrecognized: it is not a JSON object")
     return body
+
+
+def _too_large() -> StatusError:
+    return StatusError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {_BODY_LIMIT}")
 
 
 async def _version(request: web.Request) -> web.StreamResponse:

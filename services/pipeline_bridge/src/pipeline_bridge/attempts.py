@@ -21,14 +21,14 @@ async def retried(
     event: str,
     *,
     keep_on: bool = False,
-    failed: Callable[[], Awaitable[None]] | None = None,
+    failed: Callable[[HandlerError, int], Awaitable[None]] | None = None,
 ) -> T:
     """What `call` returns, tried until it succeeds or fails for good; the caller bounds the time.
 
     Args:
         event: what a failure is called in the log.
         keep_on: whether an upstream that refuses the call itself is asked again all the same.
-        failed: called after each failure that is not the last.
+        failed: called after each failure that is not the last, with it and how many there have been.
     """
     failures = 0
     while True:
@@ -43,7 +43,7 @@ async def retried(
             delay = RETRY.retry_delay(min(failures, 16), error.retry_after)
             ctx.log.warning(event, error=error.message, failures=failures, delay=round(delay, 3))
             if failed is not None:
-                await failed()
+                await failed(error, failures)
             await asyncio.sleep(delay)
 
 

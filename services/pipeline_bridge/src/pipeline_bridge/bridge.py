@@ -6,8 +6,9 @@ may be the first of a takeover. The trigger is settled when the final status is 
 
 import asyncio
 import contextlib
-import time
+import random
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from handler_core import tracing
@@ -33,13 +34,17 @@ from handler_core.runtime import Runtime
 from handler_core.tasks import background
 from pipeline_bridge.attempts import retried, uncut
 from pipeline_bridge.catalogue import Catalogue
-from pipeline_bridge.engine import Changes, Engine, Observed, Run, RunGone
+from pipeline_bridge.definitions import Pipeline
+from pipeline_bridge.engine import Engine, Observed, Run
+from pipeline_bridge.follow import follow, stop, within
 from pipeline_bridge.log import Ended, Repeated, RunLog
 
 ATTEMPTS: Final = 10
-"""Deliveries in a row that may end without a trace; then the trigger is taken for what kills workers."""
-STOP_AGAIN: Final = 60.0
-"""Seconds after which a run that was to stop, and goes on, is told again."""
+"""Deliveries in a row that may begin a run and leave no trace; then the trigger is taken for what kills workers."""
+TELL_FAILURES: Final = 3
+"""As often as this a submission may fail before it is told."""
+LATE: Final = 60.0
+"""Seconds by which a submission that was cut off has taken effect, or never will: servers give up a call before."""
 _DONE_WITH: Final = (ErrorType.DEADLINE_EXCEEDED, ErrorType.CANCELED)
 """Errors that need no dead letter: nobody waits for the run any more."""
 
@@ -79,27 +84,32 @@ class Bridge:
             self._nc,
             ctx.request_id,
             source=delivery.identity,
-            attempt=ctx.attempt,
+            attempt=lambda: ctx.attempt,
             received=delivery.timestamp,
             trace_id=ctx.trace_id,
             headers=ctx.trace_headers,
         )
         self.followed += 1
         try:
-            await self._end(request, wrong, ctx, log)
-        except Ended as before:
-            ctx.log.info("already_ended", attempt=ctx.attempt, status=before.status.status.value)
-            if before.own:
-                await self._stop_unknown(ctx, log)
-            _raise_again(before)
+            try:
+                letter = await self._end(request, wrong, ctx, log)
+                unsure = ctx.attempt > 1 or log.failed  # a submission may have been cut off, and take effect yet
+            except Ended as before:
+                ctx.log.info("already_ended", attempt=ctx.attempt, status=before.status.status.value)
+                letter, unsure = _letter(before), before.own
+            self._count(ctx, log)
+            await self._copy(body.get("response_subject"), ctx, log)
+            if unsure:
+                await self._stop_others(ctx, log, later=True)
+            if letter is not None:
+                raise letter
         except Abandoned:
-            await self._stop_unknown(ctx, log)
+            await self._stop_others(ctx, log)
             raise
         except Repeated:
             ctx.log.info("trigger_repeated", reason="the run of another message with this request id is followed")
         finally:
             self.followed -= 1
-            await self._copy(body.get("response_subject"), ctx, log)
 
     async def _copy(self, subject: Any, ctx: Context[None], log: RunLog) -> None:
         """Send the final status to the inbox that the trigger names, too; again with each delivery that finds it."""
@@ -109,8 +119,8 @@ class Bridge:
 
     async def _end(
         self, request: TriggerRequest | None, wrong: HandlerError | None, ctx: Context[None], log: RunLog
-    ) -> None:
-        """Have a trigger's run seen through, or its refusal told."""
+    ) -> HandlerError | None:
+        """Have a trigger's run seen through, or its refusal told; returns what to keep it for as a dead letter."""
         try:
             await retried(log.open, ctx, "log_awaited")
             if request is None:
@@ -120,55 +130,67 @@ class Bridge:
             if request.response_subject and not inbox(self._nc, request.response_subject):
                 raise InvalidRequest("response_subject: has to be an _INBOX", stage="decode")
             await retried(lambda: self._see_through(request, ctx, log), ctx, "nats_awaited")
-            self._count(ctx, log)
         except (Ended, Repeated):
             raise
         except HandlerError as error:
             if error.retryable or isinstance(error, Abandoned):
                 raise
-            await self._refuse(error, ctx, log)
+            return await self._refuse(error, ctx, log)
         except Exception:
-            if not _kills(ctx, log):
+            if log.run_id or ctx.attempt < ATTEMPTS:
                 raise  # it comes back, as for every fault of ours
             ctx.log.exception("run_given_up")
-            await self._refuse(_given_up(), ctx, log)
+            given_up = Internal(f"given up after {ctx.attempt} deliveries: the bridge fails", stage="max_deliveries")
+            return await self._refuse(given_up, ctx, log)
+        return None
 
     def _count(self, ctx: Context[None], log: RunLog) -> None:
-        if log.last is not None and log.last.status.final:
+        if log.last is not None and log.told_the_end:
             self._ended[log.last.status].value += 1
-            ctx.log.info("run_ended", status=log.last.status.value, run_id=log.last.run_id, **log.last.timings)
+            ctx.log.info("run_ended", status=log.last.status.value, run_id=log.run_id, **log.last.timings)
 
     async def _see_through(self, request: TriggerRequest, ctx: Context[None], log: RunLog) -> None:
         """Have the run submitted and follow it to its end, or stop it when it is taken back or takes too long."""
+        if log.last is not None and log.last.stopping is not None:
+            await self._stop(from_info(log.last.stopping), ctx, log)
+            return
         try:
             async with self._cancellations.limited(ctx.request_id, ctx.deadline):
-                if (run := log.run) is None:
-                    if _kills(ctx, log):
-                        raise _given_up()
-                    run = await log.decide(await self._decided(request, ctx))
-                if log.last is None:
+                run = log.run or await self._decided(request, ctx, log)
+                if not log.run_id:
                     await self._submit(run, ctx, log)
-                async with _within(run, log):
-                    await self._follow(run, log, log.last.run_id if log.last else "")
+                async with within(run, log), self._alone(ctx, log):
+                    await follow(self._engine(run), run, log)
         except (Canceled, DeadlineExceeded) as error:
             await self._stop(error, ctx, log)
 
-    async def _decided(self, request: TriggerRequest, ctx: Context[None]) -> Run:
-        """The run that the catalogue makes of the request, once there is a catalogue.
+    async def _decided(self, request: TriggerRequest, ctx: Context[None], log: RunLog) -> Run:
+        """The run that the catalogue makes of the request, once there is a catalogue; stored.
 
         Raises:
             NotFound, InvalidRequest: as the catalogue says.
         """
 
-        async def decide() -> Run:
-            pipeline = self.catalogue.find(request.pipeline, request.user_id)
-            return pipeline.run(ctx.request_id, request.parameters, request.user_id, ctx.traceparent)
+        async def find() -> Pipeline:
+            return self.catalogue.find(request.pipeline, request.user_id)
 
         try:
-            return await retried(decide, ctx, "catalogue_awaited")
+            pipeline = await retried(find, ctx, "catalogue_awaited")
         except NotFound as error:
             ctx.known["available_pipelines"] = self.catalogue.names(request.user_id)
             raise error
+        if ctx.attempt > 1:
+            await self._begin(log)
+        if log.run is not None:  # an earlier delivery's, whose worker goes on
+            return log.run
+        return await log.decide(pipeline.run(ctx.request_id, request.parameters, request.user_id, ctx.traceparent))
+
+    async def _begin(self, log: RunLog) -> None:
+        """Begin what a worker may die of, unless too many seem to have done so."""
+        if log.begun >= ATTEMPTS:
+            text = f"given up: {log.begun} workers in a row began with it and were heard of no more"
+            raise Internal(text, stage="max_deliveries")
+        await log.begin()
 
     def _engine(self, run: Run) -> Engine:
         if (engine := self._engines.get(run.engine)) is None:
@@ -178,12 +200,11 @@ class Bridge:
     async def _submit(self, run: Run, ctx: Context[None], log: RunLog) -> None:
         engine = self._engine(run)
         observed = None
+        failed = partial(self._not_taken, run, log)
         if ctx.attempt > 1:  # it may be there, and even be done and gone from where `submit` would find it
-            look = retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True, failed=log.survive)
-            observed = await look
-        if observed is None and _kills(ctx, log):
-            raise _given_up()
+            observed = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True, failed=failed)
         if observed is None:
+            await self._begin(log)
             with tracing.span(f"submit {run.engine}", "internal", {"pipeline.name": run.pipeline}):
                 observed = await self._submitted(engine, run, ctx, log)
         queued = ctx.timings.as_dict()
@@ -206,7 +227,10 @@ class Bridge:
             return await uncut(engine.submit(run))
 
         try:
-            return await retried(submit, ctx, "submit_failed", failed=log.survive)
+            return await retried(submit, ctx, "submit_failed", failed=partial(self._not_taken, run, log))
+        except asyncio.CancelledError:
+            log.failed = True  # as far as is known
+            raise
         except HandlerError as error:
             if tries == 1 or isinstance(error, Abandoned):
                 raise
@@ -216,16 +240,12 @@ class Bridge:
                 raise
             return found
 
-    async def _follow(self, run: Run, log: RunLog, run_id: str) -> None:
-        """Tell each change of the run's state until its last."""
-        with self._engine(run).follow(run, run_id) as changes:
-            try:
-                while not (observed := await changes.next()).status.final:
-                    await _tell(observed, log)
-            except RunGone as gone:
-                await log.tell(RunStatus.ERROR, message=str(gone), error=NotFound(str(gone), stage="follow").info())
-                return
-        await _tell(observed, log, error=_reason(observed))
+    async def _not_taken(self, run: Run, log: RunLog, error: HandlerError, failures: int) -> None:
+        """Note that a submission failed, and tell why if it does not pass."""
+        await log.survive()
+        message = f"{run.engine} has not taken it yet: {error.message}"
+        if failures >= TELL_FAILURES and (log.last is None or log.last.message != message):
+            await log.tell(RunStatus.PENDING, message=message)
 
     async def _stop(self, why: HandlerError, ctx: Context[None], log: RunLog) -> None:
         """Have a run stopped that was taken back or takes too long, and follow it until it has."""
@@ -233,113 +253,62 @@ class Bridge:
         if (run := log.run) is None:
             raise why  # nothing was begun
         engine = self._engine(run)
-        run_id = log.last.run_id if log.last else ""
-        if not run_id:
+        if not log.run_id:
             # It may have been submitted all the same, just before a worker died.
             found = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
             if found is None:
                 raise why
-            run_id = found.run_id
-            await log.tell(RunStatus.SUBMITTED, run_id=run_id, raw_status=found.raw)
-        if log.last is not None:
-            await log.tell(log.last.status, raw_status=log.last.raw_status, message=f"stopping: {why.message}")
-        with engine.follow(run, run_id) as changes:
-            async with background(_stopped(engine, run, run_id, why.message, ctx)):
-                ended = await self._until_ended(changes, log)
-        if ended is not None and ended.status is not RunStatus.CANCELED:
-            await _tell(ended, log, error=_reason(ended))  # it came first
+            await log.tell(RunStatus.SUBMITTED, run_id=found.run_id, raw_status=found.raw)
+        await stop(engine, run, why, ctx, log)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, ctx: Context[None], log: RunLog) -> AsyncIterator[None]:
+        """A block beside which runs are stopped that earlier attempts turn out to have started as well."""
+
+        async def look() -> None:
+            pause = LATE * random.uniform(1, 2)  # not for all at once that were taken over together
+            while True:
+                await asyncio.sleep(pause)
+                await self._stop_others(ctx, log)
+                pause *= 2
+
+        if ctx.attempt == 1 and not log.failed:
+            yield
             return
-        status = RunStatus.CANCELED if isinstance(why, Canceled) else RunStatus.FAILED
-        raw = ended.raw if ended is not None else (log.last.raw_status if log.last else "")
-        await log.tell(status, raw_status=raw, message=why.message, error=why.info())
+        async with background(look()):
+            yield
 
-    async def _stop_unknown(self, ctx: Context[None], log: RunLog) -> None:
-        """Stop a run that the final status knows nothing of.
+    async def _stop_others(self, ctx: Context[None], log: RunLog, *, later: bool = False) -> None:
+        """Stop what the newest status, final or of a run, knows nothing of.
 
-        One worker submitted it while another, to which the trigger had been delivered as well, told that there is none.
+        One worker submitted it while another, to which the trigger had been delivered as well, told that there is none;
+        or an attempt to submit it that was cut off took effect after the next had looked.
+
+        Args:
+            later: look once more, after a while, where there should be no run at all.
         """
-        if not log.without_run or (run := log.run) is None or (engine := self._engines.get(run.engine)) is None:
+        last, run = log.last, log.run
+        if last is None or run is None or not (last.run_id or last.status.final):
             return
-        found = await retried(lambda: engine.describe(run), ctx, "describe_failed", keep_on=True)
-        if found is not None and not found.status.final:
-            ctx.log.warning("run_unknown", run_id=found.run_id)
-            reason = "its trigger had ended before"
-            await retried(lambda: engine.cancel(run, found.run_id, reason), ctx, "cancel_failed", keep_on=True)
+        if (engine := self._engines.get(run.engine)) is None:
+            return
+        reason = "its trigger has ended without it"
+        for pause in (0.0, LATE) if later and not last.run_id else (0.0,):
+            await asyncio.sleep(pause)
+            call = partial(engine.stop_others, run, last.run_id, reason)
+            await retried(call, ctx, "cancel_failed", keep_on=True)
 
-    async def _until_ended(self, changes: Changes, log: RunLog) -> Observed | None:
-        """The run's last state, None when it is gone; those before it are told."""
-        try:
-            while not (observed := await changes.next()).status.final:
-                await _tell(observed, log)
-        except RunGone:
-            return None
-        return observed
-
-    async def _refuse(self, error: HandlerError, ctx: Context[None], log: RunLog) -> None:
-        """End a run that never was, and have its trigger kept as a dead letter where it may be looked into."""
+    async def _refuse(self, error: HandlerError, ctx: Context[None], log: RunLog) -> HandlerError | None:
+        """Tell the end of a run that never was; returns what its trigger is kept for where it may be looked into."""
         ctx.log.warning("run_refused", type=error.type.value, error=error.message, stage=error.stage)
         tracing.annotate({"error.type": error.type.value})
-        status = RunStatus.CANCELED if isinstance(error, Canceled) else RunStatus.ERROR
+        status = RunStatus.CANCELED if error.type is ErrorType.CANCELED else RunStatus.ERROR
         await log.tell(status, message=error.message, error=error.info(), **ctx.known)
-        self._count(ctx, log)
-        if error.type not in _DONE_WITH:
-            raise error
+        return None if error.type in _DONE_WITH else error
 
 
-def _kills(ctx: Context[None], log: RunLog) -> bool:
-    """Whether the trigger has to be taken for what workers die of."""
-    return log.last is None and ctx.attempt - log.survived >= ATTEMPTS
-
-
-def _given_up() -> HandlerError:
-    return Internal(f"given up after {ATTEMPTS} deliveries", stage="max_deliveries")
-
-
-async def _tell(observed: Observed, log: RunLog, **fields: Any) -> None:
-    """Store a state unless it is the newest one, or one that says no more than that the run is submitted."""
-    last = log.last
-    if last is not None and not observed.status.final:
-        if (last.status, last.raw_status) == (observed.status, observed.raw):
-            return
-        if last.status is RunStatus.SUBMITTED and not observed.raw.strip("/"):
-            return
-    await log.tell(observed.status, run_id=observed.run_id, raw_status=observed.raw, message=observed.message, **fields)
-
-
-def _reason(ended: Observed) -> Any:
-    """The `error` of a run that did not succeed."""
-    if ended.status is RunStatus.SUCCEEDED:
-        return None
-    if ended.status is RunStatus.CANCELED:
-        return Canceled(ended.message or "canceled at its engine", stage="run").info()
-    return Internal(ended.message or f"the run ended as {ended.raw}", stage="run").info()
-
-
-def _raise_again(before: Ended) -> None:
-    """Bury a trigger that was refused before, for it may not be kept as a dead letter yet."""
+def _letter(before: Ended) -> HandlerError | None:
+    """What to bury a trigger for that was refused before, for it may not be kept as a dead letter yet."""
     status = before.status
     refused = status.error if before.own and status.status is RunStatus.ERROR and not status.run_id else None
-    if refused is not None and refused.type not in _DONE_WITH:
-        raise from_info(refused)
-
-
-@contextlib.asynccontextmanager
-async def _within(run: Run, log: RunLog) -> AsyncIterator[None]:
-    """A block that ends, with `DeadlineExceeded`, when the run has taken longer than its pipeline allows."""
-    submitted = log.last.submitted_at if log.last else None
-    left = run.timeout - (0.0 if submitted is None else time.time() - submitted)
-    limit = asyncio.timeout(max(0.0, left))
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded(f"the run took longer than {run.timeout:g} s", stage="run") from None
-
-
-async def _stopped(engine: Engine, run: Run, run_id: str, reason: str, ctx: Context[None]) -> None:
-    """Tell the engine to stop the run, again and again until cancelled."""
-    while True:
-        await retried(lambda: engine.cancel(run, run_id, reason), ctx, "cancel_failed", keep_on=True)
-        await asyncio.sleep(STOP_AGAIN)
+    return None if refused is None or refused.type in _DONE_WITH else from_info(refused)

@@ -188,8 +188,9 @@ def _pipeline(name: str, body: Any, namespaces: Mapping[str, str], manifest: Cal
 
 
 def _definition(name: str, body: Any) -> Definition:
-    if not re.fullmatch("[a-z][a-z0-9-]{0,62}", name):
-        raise _Wrong([((), "a name has a-z, 0-9 and -, begins with a letter, and has 63 characters at most")])
+    if not re.fullmatch("[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):  # it becomes a label's value
+        text = "a name has a-z, 0-9 and -, begins with a letter, does not end with -, and has 63 characters at most"
+        raise _Wrong([((), text)])
     if not isinstance(body, dict):
         raise _Wrong([((), "has to be a map")])
     engine = body.get("engine")

@@ -80,6 +80,11 @@ class Engine(Protocol):
     async def cancel(self, run: Run, run_id: str, reason: str) -> None:
         """Have the run stopped; one that has ended, or is gone, is left as it is. May be repeated."""
 
+    async def stop_others(self, run: Run, run_id: str, reason: str) -> None:
+        """Have whatever runs of the request there are besides this one stopped, all of them where it is empty.
+
+        A submission that was cut off may take effect after another attempt has looked for its run."""
+
     async def serve(self) -> None:
         """Observe what is followed until cancelled."""
 

@@ -87,6 +87,11 @@ class Kubeflow:
         """Terminate the run, unless it has ended, is gone, or is being stopped."""
         await self._terminate(run.namespace, run_id)
 
+    async def stop_others(self, run: Run, run_id: str, reason: str) -> None:
+        """Terminate the runs of the request's name, but for the one that is known."""
+        others = [each for each in await self._api.named(run) if each["run_id"] != run_id]
+        await self._terminate_all(run, others, run_id)
+
     async def serve(self) -> None:
         """Look at what is followed, again and again until cancelled: new ones at once, all at each interval."""
         failures = 0
@@ -109,11 +114,14 @@ class Kubeflow:
     async def _only(self, run: Run, found: Sequence[Object]) -> Observed:
         """The oldest of a request's runs, once the others are on their way to their end."""
         kept, *others = found
+        await self._terminate_all(run, others, kept["run_id"])
+        return of_run(kept)
+
+    async def _terminate_all(self, run: Run, others: Iterable[Object], kept: str) -> None:
         for other in others:
             if not _ending(of_run(other)):
-                log.warning("kubeflow_run_repeated", kept=kept["run_id"], terminated=other["run_id"])
+                log.warning("kubeflow_run_repeated", kept=kept, terminated=other["run_id"])
                 await self._terminate(run.namespace, other["run_id"])
-        return of_run(kept)
 
     async def _terminate(self, namespace: str, run_id: str) -> None:
         now = await self._get(namespace, run_id)

@@ -9,20 +9,22 @@ The record is stored before the run is submitted, by the same rule, and what it 
 comes again does the same again, whatever the catalogue says by then. Record and first status exclude each other's
 writers: of two messages with one request id one begins the run, or is refused, and the other one is taken for its
 repetition.
+
+A later delivery notes with the record, which may still be empty, that it begins what a worker may die of. Those that
+leave no trace after that are counted; a delivery that waits, for whatever it is, is none of them.
 """
 
 import asyncio
 import contextlib
 import itertools
-import time
 import uuid
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 
 from handler_core.codec import decode, encode
 from handler_core.connection import Connection
-from handler_core.contract.base import Message
 from handler_core.contract.pipeline import STORED_STATUS_SUBJECT, PipelineStatus, RunStatus
 from handler_core.errors import Abandoned, Transient
 from handler_core.jetstream import (
@@ -35,8 +37,10 @@ from handler_core.jetstream import (
     Stored,
 )
 from handler_core.pipelines import RECORD_SUBJECT
-from handler_core.streams import AI_PIPELINE, AI_PIPELINE_STATUS
+from handler_core.streams import AI_PIPELINE_STATUS
 from pipeline_bridge.engine import Run
+from pipeline_bridge.statuses import following, submitted_run
+from pipeline_bridge.waiting import waits
 
 log = structlog.get_logger("pipeline_bridge.log")
 
@@ -44,6 +48,8 @@ SOURCE: Final = "Run-Source"
 """Header: the identity of the trigger's message."""
 ATTEMPT: Final = "Run-Attempt"
 """Header: how many times the trigger had been delivered."""
+BEGUN: Final = "Run-Begun"
+"""Header of the record: `RunLog.begun`, and one for the delivery that stored it if it has left no trace since."""
 STORE_AGAIN: Final = 1.0
 """Seconds after which a publish that was not acknowledged is repeated."""
 
@@ -66,7 +72,7 @@ class RunLog:
 
     Args:
         source: the identity of the trigger's message.
-        attempt: how many times it has been delivered.
+        attempt: tells how many times it has been delivered, which may rise meanwhile.
         received: when the trigger reached its stream, in Unix seconds.
         headers: trace context, sent with everything.
     """
@@ -77,7 +83,7 @@ class RunLog:
         request_id: str,
         *,
         source: str,
-        attempt: int,
+        attempt: Callable[[], int],
         received: float,
         trace_id: str = "",
         headers: dict[str, str] | None = None,
@@ -86,15 +92,17 @@ class RunLog:
         self.last: PipelineStatus | None = None
         """The newest status, by whichever worker."""
         self.run: Run | None = None
-        """What was decided on."""
-        self.survived = 1
-        """The last delivery, as far as is known, that outlived deciding on the run, or trying to submit it."""
+        """What was decided on; where that is no longer stored, what a status tells of it."""
+        self.begun = 0
+        """Deliveries just before this one that began to decide on the run, or to submit it, and left no trace."""
+        self.failed = False
+        """Whether a try of this delivery to submit the run has failed, and may take effect all the same."""
         self._api = Api(nc)
         self._source = source
         self._attempt = attempt
         self._received = received
         self._trace_id = trace_id
-        self._headers = {**(headers or {}), SOURCE: source, ATTEMPT: str(attempt)}
+        self._headers = {**(headers or {}), SOURCE: source}
         self._writer = uuid.uuid4().hex[:12]
         self._published = itertools.count(1)
         self._subject = STORED_STATUS_SUBJECT.format(request_id=request_id)
@@ -104,6 +112,8 @@ class RunLog:
         self._sequence = 0
         self._seq = 0
         self._own = True
+        self._newest_writer = ""
+        self._began = self._survived = False
 
     async def open(self) -> None:
         """Read what is known of the run.
@@ -117,6 +127,7 @@ class RunLog:
         record = await self._newest(self._record)
         if record is not None:
             self._take(record)
+            self.begun = int(record.headers.get(BEGUN, 0))
         if newest is not None:
             self._adopt(newest)
             self._unless_ended()
@@ -124,9 +135,44 @@ class RunLog:
             await self._unless_repeated(first)
 
     @property
-    def without_run(self) -> bool:
-        """Whether the final status is stored, and knows of no run: whoever has submitted one has to stop it."""
-        return self.last is not None and self.last.status.final and not self.last.run_id
+    def run_id(self) -> str:
+        """The engine's name for the run; empty until it is known to have it."""
+        return self.last.run_id if self.last else ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run's final status is stored."""
+        return self.last is not None and self.last.status.final
+
+    @property
+    def told_the_end(self) -> bool:
+        """Whether this very writer stored the final status, be it with a publish that was given up."""
+        return self.ended and self._newest_writer == self._writer
+
+    async def begin(self) -> None:
+        """Note, once, that this delivery begins to decide on the run, or to submit it.
+
+        Raises:
+            Abandoned, Ended, Repeated: as `tell`.
+            Transient: the stream does not answer.
+        """
+        if self._began:
+            return
+        try:
+            await self._keep(self.begun + 1, self._expecting(self._recorded))
+        except JetStreamError as error:
+            if error.err_code not in WRONG_LAST_SEQUENCE:
+                raise Transient(f"the run could not be recorded: {error.description}") from None
+            await self.catch_up()  # the note that stands there is an earlier delivery's, which is as good
+
+    async def survive(self) -> None:
+        """Note that this delivery has tried to submit the run, and goes on: what ends it later is something else."""
+        self.failed, self.begun = True, 0
+        if self._survived:
+            return
+        self._survived = True
+        with contextlib.suppress(JetStreamError):  # another delivery's note stands there
+            await self._keep(0, self._expecting(self._recorded))
 
     async def decide(self, run: Run) -> Run:
         """Store what is to be submitted, unless an earlier delivery has; returns what was decided first.
@@ -138,7 +184,7 @@ class RunLog:
             Transient: the stream does not answer.
         """
         try:
-            self._recorded = await self._store(self._record, run, self._expecting(self._sequence, self._all))
+            await self._keep(self.begun + 1, self._expecting(self._recorded), run)
         except JetStreamError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise Transient(f"the run could not be recorded: {error.description}") from None
@@ -146,16 +192,15 @@ class RunLog:
             if self.run is None:
                 raise Transient("the run could not be recorded: others write of it") from None
             return self.run
-        self.run, self.survived = run, self._attempt
+        self.run = run
         return run
 
-    async def survive(self) -> None:
-        """Note in the record that this delivery has tried to submit the run, and goes on: what ends it later is
-        something else."""
-        if self.run is not None and self.survived < self._attempt:
-            self.survived = self._attempt
-            with contextlib.suppress(JetStreamError):  # another delivery's note stands there
-                self._recorded = await self._store(self._record, self.run, self._expecting(self._recorded))
+    async def _keep(self, begun: int, headers: dict[str, str], run: Run | None = None) -> None:
+        """Store the record, of a run or of none yet."""
+        self._began = True
+        run = run or self.run
+        payload = b"" if run is None else encode(run)
+        self._recorded = await self._store(self._record, payload, {BEGUN: str(begun), **headers})
 
     async def tell(self, status: RunStatus, **fields: Any) -> None:
         """Store a status; what is not given stays as in the one before it. Waits as long as NATS does not answer.
@@ -169,10 +214,10 @@ class RunLog:
         self._unless_ended()
         while True:
             told = self._next(status, fields)
-            headers = self._expecting(self._sequence, self._all if self.run is None else "")
+            headers = self._expecting(self._sequence)
             try:
-                self._sequence = await self._store(self._subject, told, headers)
-                self._seq, self.last, self._own = told.seq, told, True
+                self._sequence = await self._store(self._subject, encode(told), headers)
+                self._seq, self.last, self._own, self._newest_writer = told.seq, told, True, self._writer
                 return
             except JetStreamError as error:
                 if error.err_code not in WRONG_LAST_SEQUENCE:
@@ -188,17 +233,18 @@ class RunLog:
             if self._told(told):
                 return
 
-    def _expecting(self, sequence: int, subjects: str = "") -> dict[str, str]:
+    def _expecting(self, sequence: int) -> dict[str, str]:
         """The headers of a message, no two of which have the same id: one that was given up may still be stored.
 
         Args:
-            sequence: of the newest message that its writer knows, of the same subject, or of `subjects`.
+            sequence: of the newest message of its subject that its writer knows. Until the run is decided on, it has to
+                know the newest status and the newest record.
         """
-        headers = {
-            EXPECTED_LAST: str(sequence),
-            MSG_ID: f"{self.request_id}:{self._writer}:{next(self._published)}",
-        }
-        return {**headers, EXPECTED_LAST_SUBJECT: subjects} if subjects else headers
+        message_id = {MSG_ID: f"{self.request_id}:{self._writer}:{next(self._published)}"}
+        if self.run is not None:
+            return {**message_id, EXPECTED_LAST: str(sequence)}
+        newest = max(self._sequence, self._recorded)
+        return {**message_id, EXPECTED_LAST: str(newest), EXPECTED_LAST_SUBJECT: self._all}
 
     def _told(self, status: PipelineStatus) -> bool:
         """Whether the newest status says the same."""
@@ -210,43 +256,16 @@ class RunLog:
         )
 
     def _next(self, status: RunStatus, fields: dict[str, Any]) -> PipelineStatus:
-        now, last = time.time(), self.last
-        kept: dict[str, Any] = {}
-        if self.run is not None:
-            kept = {"pipeline": self.run.pipeline, "engine": self.run.engine, "namespace": self.run.namespace}
-        if last is not None:
-            kept |= {"run_id": last.run_id, "submitted_at": last.submitted_at, "started_at": last.started_at}
-        if status is RunStatus.SUBMITTED:
-            kept["submitted_at"] = now
-        elif status is RunStatus.RUNNING and kept.get("started_at") is None:
-            kept["started_at"] = now
-        told = PipelineStatus(
-            request_id=self.request_id,
-            seq=self._seq + 1,
-            status=status,
-            trace_id=self._trace_id,
-            timestamp=now,
-            **{**kept, **fields},
-        )
-        return told.model_copy(update={"timings": self._timings(told, fields.get("timings") or {})})
+        told = following(self.last, self.run, status, fields, self._received)
+        return PipelineStatus(request_id=self.request_id, seq=self._seq + 1, trace_id=self._trace_id, **told)
 
-    def _timings(self, told: PipelineStatus, earlier: dict[str, float]) -> dict[str, float]:
-        timings = {**(self.last.timings if self.last else {}), **earlier}
-        if told.submitted_at is not None:
-            timings.setdefault("submit_ms", 1000 * (told.submitted_at - self._received) - timings.get("queue_ms", 0.0))
-            waited_until = told.started_at or told.timestamp
-            timings["pending_ms"] = 1000 * (waited_until - told.submitted_at)
-        if told.started_at is not None:
-            timings["run_ms"] = 1000 * (told.timestamp - told.started_at)
-        timings["total_ms"] = 1000 * (told.timestamp - self._received)
-        return {name: round(max(0.0, value), 3) for name, value in timings.items()}
-
-    async def _store(self, subject: str, message: Message, headers: dict[str, str]) -> int:
+    async def _store(self, subject: str, payload: bytes, headers: dict[str, str]) -> int:
         """Publish until it is acknowledged or refused; `Nats-Msg-Id` makes it one message."""
         failures = 0
+        headers = {**self._headers, ATTEMPT: str(self._attempt()), **headers}
         while True:
             try:
-                return await self._api.publish(subject, encode(message), {**self._headers, **headers})
+                return await self._api.publish(subject, payload, headers)
             except Transient as error:
                 failures += 1
                 self._warn("status_not_stored", error.message, failures)
@@ -274,7 +293,9 @@ class RunLog:
             Transient: the stream does not answer.
         """
         newest = await self._newest(self._subject)
-        if self.run is None and (record := await self._newest(self._record)) is not None:
+        if (record := await self._newest(self._record)) is None:
+            self._recorded = 0
+        else:
             await self._unless_repeated(record)
             self._unless_abandoned(record)
             self._take(record)
@@ -288,34 +309,29 @@ class RunLog:
             self._unless_ended()
 
     def _take(self, record: Stored) -> None:
-        self.run = decode(record.data, Run)
         self._recorded = record.sequence
-        self.survived = int(record.headers.get(ATTEMPT, 1))
+        if self.run is None and record.data:
+            self.run = decode(record.data, Run)
 
     def _adopt(self, stored: Stored) -> None:
         self._sequence = stored.sequence
         self.last = decode(stored.data, PipelineStatus)
         self._seq = self.last.seq
         self._own = stored.headers.get(SOURCE) == self._source
+        self._newest_writer = stored.headers.get(MSG_ID, "::").split(":")[1]
+        if self.run is None:  # a long run's record may have made room for others'
+            self.run = submitted_run(self.last)
 
     def _unless_ended(self) -> None:
-        if self.last is not None and self.last.status.final:
+        if self.last is not None and self.ended:
             raise Ended(self.last, self._own)
 
     def _unless_abandoned(self, stored: Stored) -> None:
-        if stored.headers.get(SOURCE) == self._source and int(stored.headers.get(ATTEMPT, 0)) > self._attempt:
+        if stored.headers.get(SOURCE) == self._source and int(stored.headers.get(ATTEMPT, 0)) > self._attempt():
             raise Abandoned(f"another worker follows the run of {self.request_id}")
 
     async def _unless_repeated(self, stored: Stored) -> None:
         """Go on if what is stored is of this trigger, or of one that has left the queue without an end."""
         source = stored.headers.get(SOURCE, "")
-        if source == self._source:
-            return
-        sequence = source.split(":")[1:2]
-        if sequence and sequence[0].isdigit():
-            try:
-                waiting = await self._api.next(AI_PIPELINE.name, ">", int(sequence[0]))
-            except JetStreamError as error:
-                raise Transient(str(error)) from None
-            if waiting is not None and waiting.sequence == int(sequence[0]):
-                raise Repeated
+        if source != self._source and await waits(self._api, source):
+            raise Repeated

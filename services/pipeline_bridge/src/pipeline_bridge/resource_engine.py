@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final
 
+import structlog
+
 from handler_core.clients.failures import UpstreamError
 from handler_core.errors import Internal, NotFound, Transient
 from handler_core.telemetry import Metrics
@@ -13,6 +15,8 @@ from pipeline_bridge.cluster import Cluster
 from pipeline_bridge.engine import CANCEL_ANNOTATION, REQUEST_ANNOTATION, Changes, Observed, Run
 from pipeline_bridge.manifests import Object, annotation, canceled
 from pipeline_bridge.resources import Resources
+
+log = structlog.get_logger("pipeline_bridge.resource_engine")
 
 _PATCHES: Final = 5
 """How often a stop is tried again because the run's state changed meanwhile."""
@@ -128,6 +132,15 @@ class ResourceEngine(ABC):
             except UpstreamError as error:
                 if error.status != 409 or attempt == _PATCHES - 1:
                     raise
+
+    async def stop_others(self, run: Run, run_id: str, reason: str) -> None:
+        """Have the run stopped if it is not the one that is known: there is no other one of its name."""
+        if run_id:
+            return
+        resource = await self._in(run.namespace).get(run.name)
+        if resource is not None and annotation(resource, REQUEST_ANNOTATION) == run.request_id:
+            log.warning("run_unknown", run_id=run.name)
+            await self.cancel(run, run.name, reason)
 
     async def serve(self) -> None:
         """Observe what is followed, in all namespaces, until cancelled."""

@@ -86,6 +86,8 @@ class Resources:
         self._nobody = asyncio.Event()
         self._page = PAGE
         self._known: dict[str, _Known] = {}
+        self._version = 0
+        """The newest one that a list or a watch has come to."""
         self._wanted: dict[str, None] = {}
         """Names of followed runs to be looked at, in order."""
         self._wanting = asyncio.Event()
@@ -214,14 +216,17 @@ class Resources:
         """Take in all objects, want what is missing of them, and give the version from which to watch."""
         expected = set(self._followed)
         query = {"labelSelector": _SELECTOR}
+        set_back = False
         while True:
             page = await self._part(query)
             try:
                 items, version = list(page["items"] or ()), str(page["metadata"]["resourceVersion"])
             except (KeyError, TypeError):
                 raise UpstreamError(f"kubernetes: {self._path}: answered with no list", outcome="invalid") from None
+            # A server that was set back to a backup counts from there: what it says then is not out of date.
+            set_back |= _number(version) < self._version
             for item in items:
-                name = self._take(item, listed=True)
+                name = self._take(item, believed=set_back)
                 expected.discard(name)
                 self._wanted.pop(name, None)
             if not (token := page["metadata"].get("continue")):
@@ -230,6 +235,7 @@ class Resources:
         for name in expected:
             self._want(name)
         self._listed.set()
+        self._version = _number(version)
         return version
 
     async def _part(self, query: Mapping[str, str]) -> dict[str, Any]:
@@ -257,6 +263,7 @@ class Resources:
             async for event in events:
                 object = event["object"]
                 version = str(object["metadata"]["resourceVersion"])
+                self._version = _number(version)
                 if event["type"] == "DELETED":
                     self._deleted(object)
                 elif event["type"] != "BOOKMARK":
@@ -265,15 +272,13 @@ class Resources:
             await self._pause(1)
         return version
 
-    def _take(self, object: dict[str, Any], *, keep: bool = False, listed: bool = False) -> str:
-        """Take in an object as it is now, and give its name; what is known to be out of date is passed over.
-
-        A list is believed in any case: a server that was set back to a backup counts its versions from there.
-        """
+    def _take(self, object: dict[str, Any], *, keep: bool = False, believed: bool = False) -> str:
+        """Take in an object as it is now, and give its name; passed over is what is known to be out of date, unless it
+        is to be believed."""
         try:
             name, version = object["metadata"]["name"], _number(object["metadata"]["resourceVersion"])
             known = self._known.get(name)
-            if known and version < known.version and not listed:
+            if known and version < known.version and not believed:
                 return str(name)
             observed = self._observe(object)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -29,7 +29,7 @@ class RunStatus(StrEnum):
     SUBMITTED = "submitted"
     """The engine has taken the run."""
     PENDING = "pending"
-    """It waits for room, for its cluster, or until it is resumed."""
+    """It waits for room, for its cluster, or until it is resumed; before `submitted`, for its engine to take it."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -80,8 +80,12 @@ class PipelineStatus(Message):
     """What the user may trigger, where the name was unknown."""
     error: ErrorInfo | None = None
     """With `failed`, `canceled` and `error`."""
+    stopping: ErrorInfo | None = None
+    """Why the run was told to stop; the `error` that it ends with, unless it ends by itself first."""
     submitted_at: float | None = None
     """When the engine had the run."""
+    timeout: float | None = None
+    """Seconds from then after which it is stopped."""
     started_at: float | None = None
     """When the run was first seen running."""
     timings: dict[str, float] = Field(default_factory=dict)
