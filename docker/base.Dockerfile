@@ -5,14 +5,21 @@
 #   docker build -f docker/base.Dockerfile --target base -t slim-handlers/base .
 #   docker build -f docker/base.Dockerfile --target base-ml -t slim-handlers/base-ml .
 ARG DEBIAN=debian:forky-slim
+ARG IMAGE=base
 
 # Everything is installed and compiled here; services are, too. Nothing of it but chosen files leaves it.
 FROM ${DEBIAN} AS builder
 ARG PYTHON=python3.15
 # The day since which packages are taken as they are: another one has them fetched anew.
 ARG ARCHIVE
+# Licences come along, so of every package there has to be what it says of its own: slim images have no other documentation,
+# and some not even that, so that what was left out once is fetched.
 RUN echo "Debian's archive, ${ARCHIVE}" \
+ && echo 'path-include=/usr/share/doc/*/copyright' > /etc/dpkg/dpkg.cfg.d/licences \
  && apt-get update \
+ && without=$(for package in $(dpkg-query --show --showformat '${Package} '); do \
+      [ -e /usr/share/doc/$package/copyright ] || echo $package; done) \
+ && if [ -n "$without" ]; then apt-get install -y --no-install-recommends --reinstall $without; fi \
  && apt-get install -y --no-install-recommends ${PYTHON} ${PYTHON}-dev ${PYTHON}-venv \
       binutils ca-certificates cmake g++ gcc libc6-dev ninja-build tzdata
 COPY locks/build.txt /build/locks/
@@ -52,13 +59,14 @@ ARG SOURCE
 ARG VERSION=dev
 ARG REVISION
 ARG CREATED
+# Of Debian's files (Python, glibc, OpenSSL, Mozilla's certificates, …), of the packages of all handlers, and our own.
 LABEL org.opencontainers.image.title=base \
       org.opencontainers.image.description="Python and what every handler is built on, without a shell or a package manager." \
       org.opencontainers.image.source=${SOURCE} \
       org.opencontainers.image.version=${VERSION} \
       org.opencontainers.image.revision=${REVISION} \
       org.opencontainers.image.created=${CREATED} \
-      org.opencontainers.image.licenses="Apache-2.0 AND PSF-2.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND BSD-2-Clause AND BSD-3-Clause AND GPL-3.0-or-later WITH GCC-exception-3.1 AND ISC AND LGPL-2.1-or-later AND MIT AND MIT-0 AND MPL-2.0 AND PSF-2.0 AND Python-2.0.1 AND Zlib" \
       org.opencontainers.image.base.name=${DEBIAN}
 
 # For services that compute.
@@ -72,5 +80,10 @@ FROM base AS base-ml
 COPY --from=layers-ml /layers/ml /
 # Requests are computed one beside the other; each with threads of its own would only be in the others' way.
 ENV OPENBLAS_NUM_THREADS=1
+# With what numpy says of its own; and eSpeak NG's, which local_inference brings, the one service that is built on it.
 LABEL org.opencontainers.image.title=base-ml \
-      org.opencontainers.image.description="The base of services that compute: the same, and numpy."
+      org.opencontainers.image.description="The base of services that compute: the same, and numpy." \
+      org.opencontainers.image.licenses="0BSD AND Apache-2.0 AND BSD-2-Clause AND BSD-3-Clause AND CC0-1.0 AND GPL-3.0-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1 AND ISC AND LGPL-2.1-or-later AND MIT AND MIT-0 AND MPL-2.0 AND PSF-2.0 AND Python-2.0.1 AND Zlib"
+
+# buildah and podman give the labels of a command line to the last stage of a file, and to no other target.
+FROM ${IMAGE} AS image

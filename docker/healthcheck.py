@@ -1,4 +1,7 @@
-"""Ends with 0 when the service in this container answers that it is ready: what HEALTHCHECK runs, a few times a minute.
+"""Ends with 0 when the service in this container answers that it is well: what HEALTHCHECK runs, a few times a minute.
+
+It asks whether the service lives, and not whether it is ready, which it is not while NATS is away: what restarts the
+unhealthy would restart every service then, to no avail. Where readiness is wanted, `HEALTH_PATH` is set to /readyz.
 
 Python's own `socket` would load twenty modules for it; what it is built on is enough.
 """
@@ -8,7 +11,7 @@ import posix
 import sys
 
 port = int(posix.environ.get(b"HEALTH_PORT") or b"8080")
-path = posix.environ.get(b"HEALTH_PATH") or b"/readyz"
+path = posix.environ.get(b"HEALTH_PATH") or b"/livez"
 answer = b""
 # A service that listens on `::` listens there alone.
 for family, host in ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1")):

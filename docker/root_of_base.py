@@ -61,6 +61,8 @@ root:x:0:
 nonroot:x:{USER}:
 """
 HOSTS_FIRST = "hosts: files dns\n"
+RELEASE = {Path("/etc/debian_version"), Path("/etc/os-release")}
+"""By which scanners tell that this is Debian, and which."""
 
 
 def main(root: Path) -> None:
@@ -69,16 +71,17 @@ def main(root: Path) -> None:
     files |= shared_libraries([path for path in files if path.suffix == ".so" or path == interpreter])
     libc = next(path for path in files if path.name == "libc.so.6")
     files |= {libc.with_name(name) for name in WHEELS_NEED}
-    for path in files:
+    for path in files | RELEASE:
         copy(path, root)
     links(root)
     (root / "usr/bin/python3").symlink_to(interpreter.name)
     certificates(root)
     time_zones(root)
     accounts(root)
-    bill_of_materials(root, files | {ZONES / "tzdata.zi", Path("/usr/sbin/update-ca-certificates")})
-    compile_all(root, STDLIB, keep_sources=False)
     healthcheck(root)
+    compile_all(root, STDLIB, keep_sources=False)
+    packaged = files | RELEASE | {ZONES / "tzdata.zi", Path("/usr/sbin/update-ca-certificates")}
+    bill_of_materials(root, packaged, base=Path("/nothing"))
     dated(root)
 
 
@@ -112,7 +115,9 @@ def certificates(root: Path) -> None:
     with (folder / "ca-certificates.crt").open("w") as bundle:
         for line in listed:
             if line.startswith("mozilla/"):
-                text = Path("/usr/share/ca-certificates", line).read_text()
+                certificate = Path("/usr/share/ca-certificates", line)
+                copy(certificate, root)
+                text = certificate.read_text()
                 bundle.write(text)
                 name = subprocess.run(
                     ["/usr/bin/openssl", "x509", "-noout", "-hash"],
@@ -122,7 +127,7 @@ def certificates(root: Path) -> None:
                     text=True,
                 ).stdout.strip()
                 number = sum(1 for _ in folder.glob(f"{name}.*"))
-                (folder / f"{name}.{number}").write_text(text)
+                (folder / f"{name}.{number}").symlink_to(certificate)
     (root / "usr/lib/ssl").mkdir(parents=True)
     (root / "usr/lib/ssl/certs").symlink_to("/etc/ssl/certs")
 
@@ -151,7 +156,6 @@ def accounts(root: Path) -> None:
     (etc / "passwd").write_text(USERS)
     (etc / "group").write_text(GROUPS)
     (etc / "nsswitch.conf").write_text(HOSTS_FIRST)
-    shutil.copy("/etc/os-release", etc / "os-release")
     (root / "tmp").mkdir()
     (root / "tmp").chmod(0o1777)
 

@@ -67,7 +67,7 @@ def main() -> None:
     if libraries := missing_libraries(place, arguments.base):
         for library in libraries:
             copy(library, layer)
-        bill_of_materials(layer, libraries)
+        bill_of_materials(layer, libraries, arguments.base)
     compile_all(layer, PACKAGES, keep_sources=arguments.keep_sources)
     if arguments.module:
         (layer / "service").symlink_to(PACKAGES / arguments.module / "__main__.py")

@@ -68,7 +68,7 @@ COPY --from=own /layers/own /
 ENTRYPOINT ["/usr/bin/python3", "-P", "/service"]
 STOPSIGNAL SIGTERM
 ARG HEALTH_PORT=8080
-ARG HEALTH_PATH=/readyz
+ARG HEALTH_PATH=/livez
 ENV HEALTH_PORT=${HEALTH_PORT} \
     HEALTH_PATH=${HEALTH_PATH}
 # Without a shell, `site` and most of a start: some milliseconds.
@@ -82,11 +82,11 @@ ARG SOURCE
 ARG VERSION=dev
 ARG REVISION
 ARG CREATED
+# The licences are those of the base: what a service adds to it is under the same.
 LABEL org.opencontainers.image.title=${SERVICE} \
       org.opencontainers.image.description=${DESCRIPTION} \
       org.opencontainers.image.source=${SOURCE} \
       org.opencontainers.image.version=${VERSION} \
       org.opencontainers.image.revision=${REVISION} \
       org.opencontainers.image.created=${CREATED} \
-      org.opencontainers.image.licenses=Apache-2.0 \
       org.opencontainers.image.base.name=${BASE_NAME}

@@ -33,6 +33,11 @@ for path in sorted(pathlib.Path('/var/lib/dpkg/status.d').iterdir()):
         state = email.message_from_string(path.read_text())
         print(state['Package'], state['Version'], state['Status'] or 'install ok installed', sep='|')
 """
+DEBIAN = """
+import platform
+print(open('/etc/debian_version').read().strip())
+print(platform.freedesktop_os_release()['ID'])
+"""
 FETCH = """
 import ssl, sys, urllib.error, urllib.request
 try:
@@ -107,9 +112,17 @@ async def test_scanners_find_its_packages_with_their_versions(engine: Engine, im
     assert (status, problems) == (0, "")
     packages = {name: version for name, version, state in (line.split("|") for line in printed.splitlines())}
     assert all(packages.values())
-    assert {"libc6", "ca-certificates", "tzdata", "zlib1g"} <= packages.keys()
+    assert {"base-files", "libc6", "ca-certificates", "tzdata", "zlib1g"} <= packages.keys()
     assert [name for name in packages if name.startswith("libssl3")]
     assert [name for name in packages if name.startswith(("python3.15", "libpython3.15"))]
+
+
+async def test_scanners_are_told_that_it_is_debian(engine: Engine, image: str) -> None:
+    status, printed, problems = await engine.run(image, DEBIAN)
+    assert (status, problems) == (0, "")
+    version, system = printed.splitlines()
+    assert version
+    assert system == "debian"
 
 
 @pytest.mark.parametrize(("answer", "healthy"), [("200", 0), ("503", 1), ("none", 1)])

@@ -24,12 +24,12 @@ async def check(**environment: str) -> tuple[int | None, bytes]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1"])
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-async def test_a_service_is_asked_wherever_it_listens(host: str, status: int, code: int) -> None:
-    async def ready(_: web.Request) -> web.Response:
+async def test_a_service_is_asked_whether_it_lives_wherever_it_listens(host: str, status: int, code: int) -> None:
+    async def alive(_: web.Request) -> web.Response:
         return web.Response(status=status)
 
     app = web.Application()
-    app.router.add_get("/readyz", ready)
+    app.router.add_get("/livez", alive)
     runner = web.AppRunner(app)
     await runner.setup()
     try:

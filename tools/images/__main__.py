@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from handler_core.testing_images import BASE, IMAGES, NoEngine
+from handler_core.testing_images import BASES, IMAGES, NoEngine
 from tools.images import report
 from tools.images.starts import ROOT, ReportError
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=_positive, default=5, help="starts of each that count (default: 5)")
     parser.add_argument("--messages", type=_positive, default=1000, help="of the main job (default: 1000)")
     parser.add_argument(
-        "--only", choices=IMAGES, metavar="SERVICE", help=f"one of {', '.join(IMAGES)}; to a file of its own"
+        "--only", choices=IMAGES, metavar="IMAGE", help=f"one of {', '.join(IMAGES)}; to a file of its own"
     )
     parser.add_argument("--sizes-only", action="store_true", help="start nothing; to sizes.json")
     options = parser.parse_args(arguments)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         over = report.run(
             (options.only,) if options.only else IMAGES,
-            rounds=0 if options.sizes_only or options.only == BASE else options.rounds,
+            rounds=0 if options.sizes_only or options.only in BASES else options.rounds,
             messages=options.messages,
             where=BUILD / f"{options.only or ('sizes' if options.sizes_only else 'report')}.json",
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handler_core.lifecycle import SETTLED_AFTER
-from handler_core.testing_images import BASE, HANDLERS, Engine
+from handler_core.testing_images import BASES, HANDLERS, Engine
 from tools.images import budgets, jobs, starts, tables
 from tools.images.layers import Layer, Scales, by_package, total
 from tools.images.starts import ROOT
@@ -51,7 +51,7 @@ def run(names: Sequence[str], *, rounds: int, messages: int, where: Path) -> lis
         layers[name] = scales.weigh(image)
     figures: dict[str, dict[str, Any]] = {name: _sizes(each) for name, each in layers.items()}
     naive: dict[str, Any] = {}
-    services = [name for name in names if name != BASE]
+    services = [name for name in names if name not in BASES]
     if rounds and services:
         with world(services) as there:
             naive = _start(engine, services, there, rounds, figures)

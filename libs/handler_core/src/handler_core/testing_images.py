@@ -22,10 +22,13 @@ from handler_core.testing import free_port, until
 
 PREFIX = "localhost/slim-handlers/"
 BASE = "base"
+BASE_ML = "base-ml"
 LOCAL_INFERENCE = "local_inference"
 HANDLERS = ("chat_handler", "voice_assistant", "stt_module", "tts_module", "pipeline_bridge")
 SERVICES = (*HANDLERS, LOCAL_INFERENCE)
-IMAGES = (BASE, *SERVICES)
+BASES = {BASE: HANDLERS[0], BASE_ML: LOCAL_INFERENCE}
+"""Each with a service that stands on it."""
+IMAGES = (*BASES, *SERVICES)
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 40.0
 INTERPRETER = "/usr/bin/python3"
@@ -38,7 +41,7 @@ CATALOGUE = "pipelines: {ingest: {engine: argo, template: document-ingestion}}\n
 USER = "print(open('/proc/1/status').read().partition('\\nUid:')[2].split()[0])"
 """Code that prints the user id of a container's first process, the service."""
 
-COMMANDS = (("docker",), ("podman",), ("podman", "--runtime", "runc"))
+COMMANDS: tuple[tuple[str, ...], ...] = (("docker",), ("podman",), ("podman", "--runtime", "runc"))
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
 
 
@@ -163,7 +166,7 @@ class Engine:
         Raises NoEngine, which says what to do.
         """
         named, given = os.environ.get("CONTAINER_ENGINE", ""), os.environ.get("CONTAINER_OPTIONS", "")
-        commands = [tuple(shlex.split(named))] if named else COMMANDS
+        commands = [command for command in COMMANDS if named in ("", command[0])] or [tuple(shlex.split(named))]
         here = [command for command in commands if named or _answers(command)]
         if not here:
             raise NoEngine("neither docker nor podman works here: install one, or name one by CONTAINER_ENGINE")
@@ -195,11 +198,11 @@ class Engine:
     # -- images
 
     def built(self, service: str) -> str:
-        """The name of a service's image, or of the base; raises NoEngine, which says what to do, where it is not
+        """The name of a service's image, or of a base; raises NoEngine, which says what to do, where it is not
         here."""
         tag = os.environ.get("VERSION", "dev")
-        if service == BASE and not (tag := os.environ.get("BASE_VERSION", "")):
-            image = self.labels(self.built(HANDLERS[0])).get("org.opencontainers.image.base.name", BASE)
+        if service in BASES and not (tag := os.environ.get("BASE_VERSION", "")):
+            image = self.labels(self.built(BASES[service])).get("org.opencontainers.image.base.name", service)
         else:
             image = f"{os.environ.get('IMAGE_PREFIX', PREFIX)}{service}:{tag}"
         if self.inspect(image) is None:
