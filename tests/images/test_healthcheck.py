@@ -1,4 +1,4 @@
-"""The check of health, and what tests ask containers, as they are: no image is needed."""
+"""The check of health, and what tests ask engines and containers, as they are: no image is needed."""
 
 import asyncio
 import subprocess
@@ -55,3 +55,12 @@ async def test_a_containers_user_is_asked_for_inside_it(tmp_path: Path) -> None:
         user = await Container("one", process, engine).user()
     assert "/proc/1/" in USER
     assert user == str(Path("/proc/1").stat().st_uid)
+
+
+def test_an_engine_that_is_named_is_tried_in_all_ways_that_are_known_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTAINER_OPTIONS", raising=False)
+    monkeypatch.setattr(Engine, "_starts", lambda engine: "runc" in engine.command)
+    monkeypatch.setenv("CONTAINER_ENGINE", "podman")
+    assert Engine.find().command == ("podman", "--runtime", "runc")
+    monkeypatch.setenv("CONTAINER_ENGINE", "podman --remote --runtime runc")
+    assert Engine.find().command == ("podman", "--remote", "--runtime", "runc")
