@@ -83,7 +83,11 @@ class Workers:
     def accept(self, delivery: Delivery) -> None:
         """Take a message; handed back at once when stopping, and one with the other if it is held here already."""
         self._counts.received.value += 1
-        if delivery.redelivered and (held := self._held(delivery)) is not None:
+        held = None
+        if delivery.redelivered:
+            self._counts.redelivered.value += 1
+            held = self._held(delivery)
+        if held is not None:
             # The connection was away, or this process asleep, for longer than `ack_wait`. Run twice at a time, the
             # second would at best fence off the first, and each such pause would cost one more place.
             log.info("redelivered_while_held", consumer=self.name, sequence=held.sequence, attempt=delivery.attempt)
@@ -213,9 +217,7 @@ class Workers:
         error: HandlerError
         current.set(None)
         try:
-            if (attempt := delivery.attempt) > 1:
-                self._counts.redelivered.value += 1
-            if attempt > self._limits.max_deliveries:
+            if delivery.attempt > self._limits.max_deliveries:
                 raise Internal(f"given up after {self._limits.max_deliveries} deliveries", stage="max_deliveries")
             await self._process(delivery)
         except Abandoned as abandoned:
