@@ -16,6 +16,7 @@ from handler_core.contract.control import CancelRequest
 from handler_core.contract.pipeline import PipelineStatus, TriggerRequest
 from handler_core.jetstream import Api, Stored
 from handler_core.testing import NatsServer, connection, nats_server, stored, until
+from local_cluster.store import WORKFLOWS
 from local_cluster.testing import RunningCluster, running
 from pipeline_bridge.service import Settings
 
@@ -164,3 +165,9 @@ def caller(nc: Connection) -> Caller:
 
 def states(told: list[PipelineStatus]) -> list[str]:
     return [status.status.value for status in told]
+
+
+def stopped(cluster: RunningCluster, namespace: str, name: str) -> bool:
+    """Whether there is this workflow, and it was told to stop."""
+    found = [each for each in cluster.store.objects(WORKFLOWS) if each["metadata"]["name"] == name]
+    return any(each["metadata"]["namespace"] == namespace and each["spec"].get("shutdown") for each in found)

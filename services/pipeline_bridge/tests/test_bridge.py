@@ -16,7 +16,7 @@ from local_cluster.testing import RunningCluster
 from pipeline_bridge.engine import run_name
 from pipeline_bridge.service import service
 
-from .conftest import Caller, SettingsFor, states
+from .conftest import Caller, SettingsFor, states, stopped
 
 
 async def test_a_workflow_is_followed_from_its_submission_to_its_end(
@@ -182,7 +182,7 @@ async def test_a_run_is_stopped_when_it_is_canceled(
         cluster.workflows.advance(name, "Running")
         await caller.until(request_id, "running")
         await caller.cancel(request_id, "not needed")
-        await until(lambda: cluster.store.get(WORKFLOWS, "pipelines", name)["spec"].get("shutdown"), "it is stopped")
+        await until(lambda: stopped(cluster, "pipelines", name), "it is stopped")
         assert states(await caller.statuses(request_id))[-1] == "running"  # until it has ended
         cluster.workflows.advance(name, "Failed", "Stopped with strategy 'Stop'")
         told = await caller.until(request_id)
@@ -204,7 +204,7 @@ async def test_a_run_that_ends_before_it_is_stopped_tells_how(
         cluster.workflows.hold(name, stops=True)
         await caller.until(request_id, "submitted")
         await caller.cancel(request_id)
-        await until(lambda: cluster.store.get(WORKFLOWS, "pipelines", name)["spec"].get("shutdown"), "it is stopped")
+        await until(lambda: stopped(cluster, "pipelines", name), "it is stopped")
         cluster.workflows.advance(name, "Succeeded")
         told = await caller.until(request_id)
 

@@ -12,12 +12,11 @@ from handler_core.connection import Connection
 from handler_core.contract.pipeline import TriggerRequest
 from handler_core.jetstream import Api
 from handler_core.testing import NatsServer, connection, guarded_server, login, serving, until
-from local_cluster.store import WORKFLOWS
 from local_cluster.testing import RunningCluster
 from pipeline_bridge.engine import run_name
 from pipeline_bridge.service import service
 
-from .conftest import Caller, SettingsFor, states
+from .conftest import Caller, SettingsFor, states, stopped
 
 PAGE = Path(__file__).parents[3] / "docs" / "pipelines.md"
 
@@ -59,7 +58,7 @@ async def test_they_suffice_for_runs_a_takeover_a_cancellation_and_a_dead_letter
             await operator.until(request_id, "submitted")
         await operator.cancel(canceled)
         name = run_name("private", canceled)
-        await until(lambda: cluster.store.get(WORKFLOWS, "argo", name)["spec"].get("shutdown"), "it is stopped")
+        await until(lambda: stopped(cluster, "argo", name), "it is stopped")
         assert states(await operator.until(canceled))[-1] == "canceled"
         refused = await operator.until(await trigger("no-such-pipeline"))
     async with serving(service, own):

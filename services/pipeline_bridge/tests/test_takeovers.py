@@ -25,15 +25,9 @@ from pipeline_bridge.engine import run_name
 from pipeline_bridge.log import BEGUN
 from pipeline_bridge.service import service
 
-from .conftest import Caller, SettingsFor, states
+from .conftest import Caller, SettingsFor, states, stopped
 
 SUBMIT = {"method": "POST", "path": "/(workflows|runs)$"}
-
-
-def stopped(cluster: RunningCluster, namespace: str, name: str) -> bool:
-    """Whether there is this workflow, and it was told to stop."""
-    found = [each for each in cluster.store.objects(WORKFLOWS) if each["metadata"]["name"] == name]
-    return any(each["metadata"]["namespace"] == namespace and "shutdown" in each["spec"] for each in found)
 
 
 async def until_told(caller: Caller, request_id: str, text: str) -> None:
