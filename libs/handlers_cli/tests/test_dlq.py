@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -38,8 +38,6 @@ from handlers_cli.replay import CannotReplay, Options, original, replay, replay_
 from handlers_cli.settings import CliSettings
 
 HANDLERS = Path(sys.executable).parent / "handlers"
-_tests = itertools.count(1)
-_first = [0]
 QUESTION = {"query": "Why?", "request_id": "q1"}
 
 
@@ -57,18 +55,12 @@ async def nc(nats: NatsServer) -> AsyncIterator[Connection]:
         await apply(api, STREAMS, [])
         for stream in STREAMS:  # a stream that is deleted and made anew may come back with what it held
             await api.request(f"STREAM.PURGE.{stream.name}")
-        _first[0] = 1000 * next(_tests)
         yield connected
 
 
 @pytest.fixture
 def config(nats: NatsServer) -> CliSettings:
     return CliSettings(nats_url=nats.url)
-
-
-def at(number: int) -> int:
-    """The sequence of a test's message in its stream: no other test's, since `DLQ` remembers each letter's id."""
-    return _first[0] + number
 
 
 def delivery(
@@ -82,7 +74,7 @@ def delivery(
     headers: dict[str, str] | None = None,
 ) -> Delivery:
     """A message as a worker gets it, at its second delivery."""
-    reply = f"$JS.ACK.{stream}.{consumer}.2.{at(sequence)}.3.{time.time_ns()}.0"
+    reply = f"$JS.ACK.{stream}.{consumer}.2.{sequence}.3.{time.time_ns()}.0"
     block = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return Delivery(nc, subject.encode(), reply.encode(), data, f"NATS/1.0\r\n{block}\r\n".encode())
 
@@ -163,7 +155,7 @@ async def test_ls_json_is_one_object_per_line(
         "reason": "no such collection",
         "stage": "search",
         "deliveries": 2,
-        "original_sequence": at(10),
+        "original_sequence": 10,
         "full_size": None,
     }
     assert expected.items() <= records[0].items()
@@ -250,7 +242,7 @@ async def test_show_prints_all_headers_and_the_body_as_json(
     assert f"Dead letter {sequence} on dlq.AI_CHAT.chat_handler" in head
     headers = dict(line.split(maxsplit=1) for line in head.splitlines()[2:] if line)
     assert headers["Dead-Letter-Reason"] == "no such collection"
-    assert headers["Nats-Msg-Id"] == f"AI_CHAT:chat_handler:{at(10)}"
+    assert re.fullmatch(r"AI_CHAT:10:\d{19}:chat_handler", headers["Nats-Msg-Id"])
     assert headers["traceparent"] == "00-abc"
     assert json.loads(tail.split("\n", 1)[1]) == {
         "query": "Grüße?",
@@ -321,13 +313,14 @@ async def test_show_raw_writes_the_bytes_of_the_body(nc: Connection, nats: NatsS
 
 async def test_a_replay_is_the_original_message_and_its_letter_is_gone(nc: Connection, config: CliSettings) -> None:
     sequence = await bury(nc, headers={"traceparent": "00-abc", "Nats-Msg-Id": "q1", "X-Mine": "yes"})
+    [letter] = await stored(nc, "DLQ", "dlq.>")
     await replay(config, [sequence], Options())
     [message] = await stored(nc, "AI_CHAT", ">")
     assert (message.subject, message.data) == ("ai.chat.request", msgpack.packb(QUESTION))
     assert message.headers == {
         "traceparent": "00-abc",
         "X-Mine": "yes",
-        "Nats-Msg-Id": f"replay:AI_CHAT:chat_handler:{at(10)}:{sequence}",
+        "Nats-Msg-Id": f"replay:{letter.headers[MSG_ID]}:{sequence}",
     }
     assert await letters_left(nc) == 0
 
@@ -433,7 +426,7 @@ async def answered(nc: Connection, source: str) -> None:
 async def test_a_request_that_workers_would_skip_is_refused_with_what_to_do(
     nc: Connection, config: CliSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await answered(nc, f"AI_CHAT:{at(10)}:1700000000")
+    await answered(nc, "AI_CHAT:10:1700000000")
     sequence = await bury(nc)
     with pytest.raises(typer.Exit):
         await replay(config, [sequence], Options())
@@ -445,7 +438,7 @@ async def test_a_request_that_workers_would_skip_is_refused_with_what_to_do(
 
 
 async def test_a_request_that_was_answered_after_a_replay_is_told_apart(nc: Connection) -> None:
-    await answered(nc, f"AI_CHAT:{at(77)}:1700000000")
+    await answered(nc, "AI_CHAT:77:1700000000")
     with pytest.raises(CannotReplay, match="answered since"):
         await replay_one(Api(nc), await bury(nc), Options())
 
@@ -481,7 +474,7 @@ async def test_the_trigger_of_a_run_that_has_not_ended_is_replayed(nc: Connectio
 async def test_new_id_makes_another_request_of_it(
     nc: Connection, config: CliSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await answered(nc, f"AI_CHAT:{at(10)}:1700000000")
+    await answered(nc, "AI_CHAT:10:1700000000")
     sequence = await bury(nc, {**QUESTION, "audio": b"\x00\xff", "ext": msgpack.ExtType(5, b"x")})
     await replay(config, [sequence], Options(new_id=True))
     [message] = await stored(nc, "AI_CHAT", ">")

@@ -21,8 +21,9 @@ async def dead_letter(api: Api, nc: Connection, delivery: Delivery, error: Handl
 
     The original headers are kept but for the server's own (`Nats-…`). Added are `Dead-Letter-Reason`, `-Type`,
     `-Stage`, `-Subject`, `-Stream`, `-Consumer`, `-Sequence`, `-Deliveries`, `-Timestamp`, and `Nats-Msg-Id`, by which
-    a letter is stored once. A message that does not fit keeps its first `KEEP` bytes, and its headers if those fit,
-    and says so: `Truncated: {size}`.
+    a letter is stored once: `{stream}:{sequence}:{stored at, in ns}:{consumer}`, where the time tells it from the
+    message that had the number before the stream was made anew. A message that does not fit keeps its first `KEEP`
+    bytes, and its headers if those fit, and says so: `Truncated: {size}`.
 
     Raises:
         JetStreamError, Transient: it is not stored, or not known to be.
@@ -39,7 +40,7 @@ async def dead_letter(api: Api, nc: Connection, delivery: Delivery, error: Handl
         "Dead-Letter-Sequence": str(delivery.sequence),
         "Dead-Letter-Deliveries": str(delivery.attempt),
         "Dead-Letter-Timestamp": f"{delivery.timestamp:.6f}",
-        MSG_ID: f"{stream}:{consumer}:{delivery.sequence}",
+        MSG_ID: f"{delivery.identity}:{consumer}",
     }
     headers = {**original, **about}
     room = nc.payload_room

@@ -66,6 +66,9 @@ async def test_a_letter_has_the_message_and_everything_about_its_death(buried: S
     (letter,) = await letters(buried)
     timestamp = letter.headers.pop("Dead-Letter-Timestamp")
     assert 1.7e9 < float(timestamp) < 1e10
+    stream, sequence, nanoseconds, consumer = letter.headers.pop("Nats-Msg-Id").split(":")
+    assert (stream, sequence, consumer) == (buried.stream.name, "1", buried.consumer.name)
+    assert float(timestamp) == pytest.approx(int(nanoseconds) / 1e9, abs=1e-6)
     assert letter == Letter(
         b"body",
         {
@@ -79,7 +82,6 @@ async def test_a_letter_has_the_message_and_everything_about_its_death(buried: S
             "Dead-Letter-Consumer": buried.consumer.name,
             "Dead-Letter-Sequence": "1",
             "Dead-Letter-Deliveries": "1",
-            "Nats-Msg-Id": f"{buried.stream.name}:{buried.consumer.name}:1",
         },
     )
     assert advisories[0]["reason"] == "query: missing"
@@ -119,6 +121,19 @@ async def test_a_message_buried_twice_is_one_letter(buried: Stage, monkeypatch: 
         await buried.all_settled()
     assert log.attempts == [1, 2]
     assert len(await letters(buried)) == 1
+
+
+async def test_a_message_of_a_stream_made_anew_has_a_letter_of_its_own(buried: Stage) -> None:
+    """It has the number of one that was buried a moment ago."""
+    for body in (b"before", b"after"):
+        await buried.api.request(f"STREAM.DELETE.{buried.stream.name}")
+        await apply(buried.api, [buried.stream], [buried.consumer])
+        async with running(pulling(buried.nc, buried.consumer, poison)):
+            await buried.publish(body)
+            await buried.all_settled()
+    found = await letters(buried)
+    assert [letter.headers["Dead-Letter-Sequence"] for letter in found] == ["1", "1"]
+    assert [letter.data for letter in found] == [b"before", b"after"]
 
 
 async def test_without_a_dlq_stream_the_message_is_kept_until_there_is_one(stage: Stage) -> None:
