@@ -1,42 +1,26 @@
 """Messages that will not be tried again: kept, once, with the reason, before the original is let go."""
 
-import base64
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from handler_core.connection import header_block, parse_headers
+from handler_core.connection import header_block
 from handler_core.delivery import Delivery
 from handler_core.errors import HandlerError, InvalidRequest, NotFound
+from handler_core.jetstream import Stored
 from handler_core.streams import DLQ, apply
 from handler_core.telemetry import Metrics
-from handler_core.testing import until
+from handler_core.testing import stored, until
 
 from .stage import Log, Stage, pulling, running
 
 KEEP = 256 * 1024
 
 
-@dataclass
-class Letter:
-    data: bytes
-    headers: dict[str, str]
-
-
-async def letters(stage: Stage) -> list[Letter]:
+async def letters(stage: Stage) -> list[Stored]:
     """The dead letters of the stage's consumer."""
-    subject = f"dlq.{stage.stream.name}.{stage.consumer.name}"
-    found: list[Letter] = []
-    info = await stage.api.request("STREAM.INFO.DLQ", {"subjects_filter": subject})
-    last = info["state"]["last_seq"]
-    for sequence in range(info["state"]["first_seq"], last + 1):
-        message = (await stage.api.request("STREAM.MSG.GET.DLQ", {"seq": sequence}))["message"]
-        if message["subject"] == subject:
-            headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
-            found.append(Letter(base64.b64decode(message.get("data", "")), headers))
-    return found
+    return await stored(stage.nc, "DLQ", f"dlq.{stage.stream.name}.{stage.consumer.name}")
 
 
 @pytest.fixture
@@ -69,21 +53,19 @@ async def test_a_letter_has_the_message_and_everything_about_its_death(buried: S
     stream, sequence, nanoseconds, consumer = letter.headers.pop("Nats-Msg-Id").split(":")
     assert (stream, sequence, consumer) == (buried.stream.name, "1", buried.consumer.name)
     assert float(timestamp) == pytest.approx(int(nanoseconds) / 1e9, abs=1e-6)
-    assert letter == Letter(
-        b"body",
-        {
-            "traceparent": "00-a",
-            "Content-Type": "x",
-            "Dead-Letter-Reason": "query: missing",
-            "Dead-Letter-Type": "validation_error",
-            "Dead-Letter-Stage": "decode",
-            "Dead-Letter-Subject": buried.subject,
-            "Dead-Letter-Stream": buried.stream.name,
-            "Dead-Letter-Consumer": buried.consumer.name,
-            "Dead-Letter-Sequence": "1",
-            "Dead-Letter-Deliveries": "1",
-        },
-    )
+    assert letter.data == b"body"
+    assert letter.headers == {
+        "traceparent": "00-a",
+        "Content-Type": "x",
+        "Dead-Letter-Reason": "query: missing",
+        "Dead-Letter-Type": "validation_error",
+        "Dead-Letter-Stage": "decode",
+        "Dead-Letter-Subject": buried.subject,
+        "Dead-Letter-Stream": buried.stream.name,
+        "Dead-Letter-Consumer": buried.consumer.name,
+        "Dead-Letter-Sequence": "1",
+        "Dead-Letter-Deliveries": "1",
+    }
     assert advisories[0]["reason"] == "query: missing"
     assert 'outcome="dead_letter"} 1' in metrics.render()
 
