@@ -30,7 +30,8 @@ ENV PATH=/venv/bin:$PATH \
     LDFLAGS="-Wl,--build-id=none" \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
-    PIP_ROOT_USER_ACTION=ignore
+    PIP_ROOT_USER_ACTION=ignore \
+    PYTHONNODEBUGRANGES=1
 RUN ${PYTHON} -m venv /venv && pip install --require-hashes -r /build/locks/build.txt
 COPY locks/base.txt /build/locks/
 RUN pip install --no-deps --no-build-isolation --no-compile --require-hashes -r /build/locks/base.txt --target /packages

@@ -2,9 +2,9 @@
 
 What nobody reads in a container and every process would hold is left out: docstrings, what is for type checkers, the
 annotations of functions (those of classes make dataclasses and models, and stay; so do assertions), the columns that
-code came from, and the search for a package's own version. Tracebacks still name files, lines and functions. With
-`--keep-sources` they show the text of the lines as well, and annotations stay: what our own handlers take is told by
-theirs.
+code came from, and the search for a package's own version. Tracebacks still name files, lines and functions, and with
+`--keep-sources` they show the text of the lines. `--keep-annotations` is for services, whose handlers tell by them what
+they take.
 """
 
 import argparse
@@ -13,9 +13,8 @@ import importlib.metadata
 import importlib.util
 import marshal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType
 
 UNCHECKED = (0b01).to_bytes(4, "little")
 """Bytecode that belongs to a source by its hash, which is not compared when it is loaded. Source: PEP 552."""
@@ -36,18 +35,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the folder that will be / in the image")
     parser.add_argument("--keep-sources", action="store_true")
+    parser.add_argument("--keep-annotations", action="store_true")
     parser.add_argument("folder", type=Path, help="where the modules are, in the image")
     arguments = parser.parse_args()
-    compile_all(arguments.root, arguments.folder, keep_sources=arguments.keep_sources)
+    compile_all(
+        arguments.root,
+        arguments.folder,
+        keep_sources=arguments.keep_sources,
+        keep_annotations=arguments.keep_annotations,
+    )
 
 
-def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
-    """Compile every module in `folder`, a path in the image whose files are in `root`."""
+def compile_all(root: Path, folder: Path, *, keep_sources: bool = False, keep_annotations: bool = False) -> None:
+    """Compile every module in `folder`, a path in the image whose files are in `root`.
+
+    Raises:
+        RuntimeError: this process keeps columns; `PYTHONNODEBUGRANGES` was not set when it was started.
+    """
+    if any(column is not None for *_, column, _ in compile("", "", "exec").co_positions()):
+        raise RuntimeError("code would keep its columns: start this with PYTHONNODEBUGRANGES=1")
     place = root / folder.relative_to("/")
     versions = {found.name: found.version for found in importlib.metadata.distributions(path=[str(place)])}
     for source in sorted(place.rglob("*.py")):
         try:
-            compile_module(source, "/" + str(source.relative_to(root)), versions, keep_sources)
+            compile_module(
+                source,
+                "/" + str(source.relative_to(root)),
+                versions,
+                keep_source=keep_sources,
+                keep_annotations=keep_annotations,
+            )
         except SyntaxError as error:  # a module for another version of Python
             if keep_sources:  # our own code: there is none that may be left out
                 raise
@@ -55,13 +72,17 @@ def compile_all(root: Path, folder: Path, *, keep_sources: bool) -> None:
             source.unlink()
 
 
-def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_source: bool) -> None:
+def compile_module(
+    source: Path, name: str, versions: Mapping[str, str], *, keep_source: bool, keep_annotations: bool
+) -> None:
     text = source.read_bytes()
     bare = Bare(
-        versions, keep_annotations=keep_source, keep_docstrings=DOCUMENTED in name, untyped=name.endswith(UNTYPED)
+        versions,
+        keep_annotations=keep_annotations,
+        keep_docstrings=DOCUMENTED in name,
+        untyped=name.endswith(UNTYPED),
     )
-    tree = bare.visit(ast.parse(text, name))
-    code = without_columns(compile(tree, name, "exec", dont_inherit=True, optimize=0))
+    code = compile(on_lines(bare.visit(ast.parse(text, name))), name, "exec", dont_inherit=True, optimize=0)
     bytecode = Path(importlib.util.cache_from_source(source)) if keep_source else source.with_suffix(".pyc")
     bytecode.parent.mkdir(exist_ok=True)
     bytecode.write_bytes(
@@ -71,40 +92,14 @@ def compile_module(source: Path, name: str, versions: Mapping[str, str], keep_so
         source.unlink()
 
 
-def without_columns(code: CodeType) -> CodeType:
-    """The same code, of whose places only lines are known."""
-    constants = tuple(without_columns(each) if isinstance(each, CodeType) else each for each in code.co_consts)
-    return code.replace(co_consts=constants, co_linetable=b"".join(_line_table(code)))
-
-
-def _line_table(code: CodeType) -> Iterator[bytes]:
-    """Which instructions belong to which line; an entry has 8 at most. Source: CPython, `code_location_info_generator`,
-    `InternalDocs/code_objects.md`: kind 13 is a line without columns, kind 15 none."""
-    before = code.co_firstlineno
-    lines: list[tuple[int, int | None]] = []
-    for start, end, line in code.co_lines():
-        length = (end - start) // 2
-        if lines and lines[-1][1] == line:
-            length += lines.pop()[0]
-        lines.append((length, line))
-    for length, line in lines:
-        for done in range(0, length, 8):
-            size = min(length - done, 8) - 1
-            if line is None:
-                yield bytes([0x80 | 15 << 3 | size])
-            else:
-                yield bytes([0x80 | 13 << 3 | size]) + _number(line - before)
-                before = line
-
-
-def _number(value: int) -> bytes:
-    """A signed number, 6 bits a byte, the lowest first, the sign below them all."""
-    left = -value << 1 | 1 if value < 0 else value << 1
-    found = bytearray()
-    while left >= 0x40:
-        found.append(0x40 | left & 0x3F)
-        left >>= 6
-    return bytes([*found, left])
+def on_lines(tree: ast.Module) -> ast.Module:
+    """The same, every part of which begins and ends in one line's first column: what follows on one line is one entry
+    of the code's table of places, and equal tables of a module's functions are one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt | ast.expr | ast.excepthandler | ast.arg | ast.keyword | ast.alias | ast.pattern):
+            node.end_lineno = node.lineno
+            node.col_offset = node.end_col_offset = 0
+    return tree
 
 
 class Bare(ast.NodeTransformer):
@@ -149,6 +144,8 @@ class Bare(ast.NodeTransformer):
         return node
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        if node.name == "__getattr__":
+            node.body = _refusal_first(node.body)
         decorators = {_last_name(decorator) for decorator in node.decorator_list}
         if not self.keep_annotations and "overload" in decorators:
             return ast.copy_location(ast.Pass(), node)
@@ -176,6 +173,20 @@ class Bare(ast.NodeTransformer):
 
     visit_Module = undocumented  # noqa: N815 - ast's names
     visit_FunctionDef = visit_AsyncFunctionDef = function  # noqa: N815
+
+
+def _refusal_first(body: list[ast.stmt]) -> list[ast.stmt]:
+    """A module's `__getattr__` that imports something and then refuses names, refuses them first: Python 3.15 asks it
+    for each name, too, that is to be loaded when it is used."""
+    imports = [each for each in body if isinstance(each, ast.Import | ast.ImportFrom)]
+    bound = {alias.asname or alias.name.partition(".")[0] for each in imports for alias in each.names}
+    for place, each in enumerate(body):
+        if bound & {node.id for node in ast.walk(each) if isinstance(node, ast.Name)}:
+            break
+        if isinstance(each, ast.If) and isinstance(each.body[-1], ast.Raise):
+            before = [other for other in body[: place + 1] if other not in imports]
+            return [*before, *(other for other in body if other not in before)]
+    return body
 
 
 def _last_name(expression: ast.expr) -> str:

@@ -1,6 +1,6 @@
 """Turns installed packages into a layer of an image: what no service needs removed, the rest byte-compiled.
 
-    python3 root_of_packages.py [--keep-sources] [--base /root-of-base] /installed /layer [module]
+    python3 root_of_packages.py [--keep-sources] [--keep-annotations] [--base /root-of-base] /installed /layer [module]
 
 With `module`, the layer's `/service` starts it.
 """
@@ -37,13 +37,14 @@ UNUSED_BY_PACKAGE = (
     # All but the loaders of configurations, and what the rest is built on.
     "kubernetes_asyncio/client", "kubernetes_asyncio/dynamic", "kubernetes_asyncio/leaderelection",
     "kubernetes_asyncio/stream", "kubernetes_asyncio/utils", "kubernetes_asyncio/watch", "kubernetes_asyncio/*.md",
-    "kubernetes_asyncio/*/*_test.py", "dateutil", "six.py", "tzdata",
+    "kubernetes_asyncio/*/*_test.py", "*.md", "dateutil", "six.py", "tzdata",
 )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep-sources", action="store_true")
+    parser.add_argument("--keep-annotations", action="store_true")
     parser.add_argument(
         "--base", type=Path, default=Path("/nothing"), help="the image that the layer is laid on, unpacked"
     )
@@ -68,7 +69,7 @@ def main() -> None:
         for library in libraries:
             copy(library, layer)
         bill_of_materials(layer, libraries, arguments.base)
-    compile_all(layer, PACKAGES, keep_sources=arguments.keep_sources)
+    compile_all(layer, PACKAGES, keep_sources=arguments.keep_sources, keep_annotations=arguments.keep_annotations)
     if arguments.module:
         (layer / "service").symlink_to(PACKAGES / arguments.module / "__main__.py")
     dated(layer)

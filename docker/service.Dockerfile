@@ -34,7 +34,7 @@ ARG SOURCE_DATE_EPOCH=0
 COPY services/${SERVICE}/pyproject.toml /build/services/${SERVICE}/
 COPY services/${SERVICE}/src /build/services/${SERVICE}/src
 RUN pip install --no-deps --no-build-isolation --no-compile --no-index /build/services/${SERVICE} --target /own \
- && python /build/root_of_packages.py --keep-sources /own /layers/own ${SERVICE}
+ && python /build/root_of_packages.py --keep-sources --keep-annotations /own /layers/own ${SERVICE}
 
 FROM ${BUILDER} AS tests
 COPY locks/test.txt /build/locks/

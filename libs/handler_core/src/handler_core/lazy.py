@@ -6,6 +6,15 @@ the packages that do something by being imported. Older versions import as alway
 
 import gc
 import sys
+from types import ModuleType
+
+if sys.version_info >= (3, 15):
+    from types import LazyImportType as Promise
+else:
+
+    class Promise:
+        """What stands for a name until its first use, where there is such a thing."""
+
 
 EAGER = ("numpy", "nacl")
 """Packages whose modules set each other up when they are imported, or have a module and something in it by one name."""
@@ -25,5 +34,15 @@ def switch_on() -> None:
 
 
 def may_wait(importer: str, imported: str, names: tuple[str, ...] | None) -> bool:
-    """Whether this import may be put off until its first use."""
-    return not (importer.endswith(GENERATED) or importer.startswith(EAGER) or imported.startswith(EAGER))
+    """Whether this import may be put off until its first use; what is there already costs less than its promise."""
+    if importer.endswith(GENERATED) or importer.startswith(EAGER) or imported.startswith(EAGER):
+        return False
+    return not _there(sys.modules.get(imported), names or ())
+
+
+def _there(module: ModuleType | None, names: tuple[str, ...]) -> bool:
+    """Whether a module is loaded, and not barred, and has these names, none of them a promise of its own."""
+    if module is None:
+        return False
+    has = vars(module)
+    return all(name in has and not isinstance(has[name], Promise) for name in names)
