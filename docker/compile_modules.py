@@ -2,8 +2,9 @@
 
 What nobody reads in a container and every process would hold is left out: docstrings, what is for type checkers, the
 annotations of functions (those of classes make dataclasses and models, and stay; so do assertions), the columns that
-code came from, and the search for a package's own version. Tracebacks still name files, lines and functions, and with
-`--keep-sources` they show the text of the lines. `--keep-annotations` is for services, whose handlers tell by them what
+code came from, the search for a package's own version, and what a function is called beyond its name (`Class.method`).
+Tracebacks still name files, lines and functions. With `--keep-sources` they show the text of the lines, and functions
+keep their long names. `--keep-annotations` is for services, whose handlers tell by them what
 they take.
 """
 
@@ -15,6 +16,8 @@ import marshal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 UNCHECKED = (0b01).to_bytes(4, "little")
 """Bytecode that belongs to a source by its hash, which is not compared when it is loaded. Source: PEP 552."""
@@ -83,6 +86,8 @@ def compile_module(
         untyped=name.endswith(UNTYPED),
     )
     code = compile(on_lines(bare.visit(ast.parse(text, name))), name, "exec", dont_inherit=True, optimize=0)
+    if not keep_source:
+        code = by_short_names(code)
     bytecode = Path(importlib.util.cache_from_source(source)) if keep_source else source.with_suffix(".pyc")
     bytecode.parent.mkdir(exist_ok=True)
     bytecode.write_bytes(
@@ -100,6 +105,19 @@ def on_lines(tree: ast.Module) -> ast.Module:
             node.end_lineno = node.lineno
             node.col_offset = node.end_col_offset = 0
     return tree
+
+
+def by_short_names(code: CodeType) -> CodeType:
+    """The same, whose functions are called by their names alone. A process holds thousands of the long ones, in a table
+    of names that doubles, to a megabyte, at some 22,000; they are read in the text of a wrong call's TypeError."""
+    changed: dict[str, Any] = {}
+    if any(isinstance(each, CodeType) for each in code.co_consts):  # else it goes on sharing what it has
+        changed["co_consts"] = tuple(
+            by_short_names(each) if isinstance(each, CodeType) else each for each in code.co_consts
+        )
+    if code.co_qualname != code.co_name:
+        changed["co_qualname"] = code.co_name
+    return code.replace(**changed) if changed else code
 
 
 class Bare(ast.NodeTransformer):

@@ -39,6 +39,11 @@ def one(times: int) -> int:
 
 def another(times: int) -> int:
     return times
+
+
+class Counter:
+    def count(self) -> int:
+        return 1
 '''
 
 
@@ -84,6 +89,10 @@ def test_what_is_the_same_in_several_functions_is_there_once(bare: dict[str, Any
     assert one.co_consts is another.co_consts
 
 
+def test_functions_of_others_go_by_their_names_and_classes_keep_theirs(bare: dict[str, Any]) -> None:
+    assert (bare["Counter"].count.__qualname__, bare["Counter"].__qualname__) == ("count", "Counter")
+
+
 def test_a_name_that_a_module_refuses_has_nothing_imported_for_it(bare: dict[str, Any]) -> None:
     def forbidden(name: str, *_: object) -> None:
         raise AssertionError(f"imports {name}")
@@ -100,7 +109,9 @@ def test_sources_and_annotations_stay_where_they_are_asked_for(tmp_path: Path) -
     made = compiled(tmp_path, "--keep-sources", "--keep-annotations", PYTHONNODEBUGRANGES="1")
     assert made.returncode == 0, made.stderr
     [bytecode] = tmp_path.glob("there/__pycache__/*.pyc")
-    assert module(bytecode)["fail"].__annotations__ == {"times": int, "return": int}
+    names = module(bytecode)
+    assert names["fail"].__annotations__ == {"times": int, "return": int}
+    assert names["Counter"].count.__qualname__ == "Counter.count"
     assert (tmp_path / "there/module.py").read_text() == MODULE
 
 

@@ -255,7 +255,7 @@ class Endpoints:
         Raises:
             ValueError: the service's name or version is none.
         """
-        from handler_core.micro import Visible  # takes longer to import than all of this library's own modules
+        from handler_core.micro import Visible  # which describes what is here
 
         visible = Visible(self._nc, self.name, self._version, self._description, self._endpoints)
         try:
