@@ -47,9 +47,10 @@ COPY --from=layers /layers/system /
 COPY --from=layers /layers/packages /
 # Pydantic otherwise reads what every installed package declares, in search of plugins, before the first model is made;
 # and where time zones are would be looked up among all that Python was built with.
-# gRPC's remarks are no JSON among the logs.
+# gRPC's remarks are no JSON among the logs. Threads are few, and short: one heap for all saves what each would keep.
 ENV GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=/etc/ssl/certs/ca-certificates.crt \
     GRPC_VERBOSITY=ERROR \
+    MALLOC_ARENA_MAX=1 \
     PYDANTIC_DISABLE_PLUGINS=__all__ \
     PYTHONTZPATH=/usr/share/zoneinfo
 USER 65532:65532
