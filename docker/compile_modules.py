@@ -33,7 +33,7 @@ DOCUMENTED = "/numpy/"
 """What makes docstrings of others' when it is imported."""
 KNOWN = {"python_implementation": platform.python_implementation(), "system": platform.system()}
 """What packages ask the module `platform`, and nothing else of it; here it is what it will be in the image."""
-LATE = {"GenerateJsonSchema"}
+LATE = {"DEFAULT_REF_TEMPLATE", "GenerateJsonSchema"}
 """Defaults of parameters that are loaded, for being named, in every process, and used in few calls of few of them."""
 UNTYPED = ("pydantic_core/core_schema.py",)
 """Modules that declare kinds of dictionaries, here a hundred, of which nothing is read while they run."""

@@ -14,11 +14,15 @@ from handler_core.lifecycle import SETTLED_AFTER
 from handler_core.testing_images import BASES, HANDLERS, Engine
 from tools.images import budgets, jobs, starts, tables
 from tools.images.layers import Layer, Scales, by_package, total
-from tools.images.starts import ROOT
+from tools.images.starts import ROOT, Surroundings
 from tools.images.surroundings import World, world
 
 SETTLE = SETTLED_AFTER + 1
 """Seconds from ready until memory is read: by then what is put off until after the start has been done."""
+ENCRYPTED = "pipeline_bridge, TLS"
+"""The bridge as it is in its pod, where it asks the cluster over TLS; besides, and without a budget."""
+Cases = dict[str, tuple[str, Surroundings]]
+"""What is started, by the name of its figures: a service, and what is around it."""
 UNKNOWN = dict.fromkeys(
     ("ready_ms", "ready_ratio", "rss_idle_mb", "rss_loaded_mb", "ready_ms_lowest", "ready_ms_highest")
 )
@@ -54,9 +58,14 @@ def run(names: Sequence[str], *, rounds: int, messages: int, where: Path) -> lis
     services = [name for name in names if name not in BASES]
     if rounds and services:
         with world(services) as there:
-            naive = _start(engine, services, there, rounds, figures)
-            _fill(engine, services, there, messages, figures)
-    report = _judged(figures, layers, naive)
+            cases = {name: (name, there.around(name)) for name in services}
+            if there.pod is not None:
+                cases[ENCRYPTED] = ("pipeline_bridge", there.pod)
+                figures[ENCRYPTED] = {}
+            naive = _start(engine, cases, there, rounds, figures)
+            _fill(engine, cases, there, messages, figures)
+    encrypted = figures.pop(ENCRYPTED, {})
+    report = _judged(figures, layers, naive) | {"pipeline_bridge_tls": encrypted}
     _show(report)
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(json.dumps(report, indent=2) + "\n")
@@ -74,23 +83,23 @@ def _sizes(layers: list[Layer]) -> dict[str, Any]:
 
 
 def _start(
-    engine: Engine, services: Sequence[str], there: World, rounds: int, figures: dict[str, dict[str, Any]]
+    engine: Engine, cases: Cases, there: World, rounds: int, figures: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Interleaved starts, medians of which go to the figures; gives the naive peer's, and what that one holds."""
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):
         with starts.naive(there.naive) as peer:
             times = {"naive": peer.ready_ms}
-        for name in services:
-            with starts.image(engine, name, there.around(name)) as service:
-                times[name] = service.ready_ms
+        for name, (service, around) in cases.items():
+            with starts.image(engine, service, around) as running:
+                times[name] = running.ready_ms
         told = "  ".join(f"{name} {ms:.0f}" for name, ms in times.items())
         say(f"start {number}/{rounds} ms  {told}" + ("" if number else "  (warm-up)"))
         for name, ms in times.items():
             if number:
                 found[name].append(ms)
     medians = {name: round(statistics.median(each), 1) for name, each in found.items()}
-    for name in services:
+    for name in cases:
         figures[name] |= {
             "ready_ms": medians[name],
             "ready_ms_lowest": round(min(found[name]), 1),
@@ -102,16 +111,14 @@ def _start(
         return {"ready_ms": medians["naive"], "rss_idle_mb": round(peer.rss, 1)}
 
 
-def _fill(
-    engine: Engine, services: Sequence[str], there: World, messages: int, figures: dict[str, dict[str, Any]]
-) -> None:
+def _fill(engine: Engine, cases: Cases, there: World, messages: int, figures: dict[str, dict[str, Any]]) -> None:
     """Memory when idle, and after so many messages."""
-    for name in services:
-        with starts.image(engine, name, there.around(name)) as service:
+    for name, (service, around) in cases.items():
+        with starts.image(engine, service, around) as running:
             time.sleep(SETTLE)
-            idle, began = service.rss, time.monotonic()
-            asyncio.run(jobs.do(name, messages, there.nats, service.url))
-            seconds, loaded = time.monotonic() - began, service.rss
+            idle, began = running.rss, time.monotonic()
+            asyncio.run(jobs.do(service, messages, there.nats, running.url))
+            seconds, loaded = time.monotonic() - began, running.rss
         say(f"{name}: {idle:.1f} MiB idle, {loaded:.1f} MiB after {messages} messages in {seconds:.1f} s")
         figures[name] |= {
             "rss_idle_mb": round(idle, 1),

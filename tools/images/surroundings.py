@@ -3,7 +3,9 @@ passage, and a cluster whose runs are done at once. All listen on the loopback o
 
 import asyncio
 import json
+import queue
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +18,13 @@ from handler_core.testing import connection, free_port, nats_server, process
 from handler_core.testing_images import CATALOGUE, LOCAL_INFERENCE, answers
 from handler_core.testing_milvus import milvus_lite_server
 from handler_core.vectors import Row, VectorStore
+from local_cluster.testing import running
 from tools.images.starts import Surroundings
 
 PASSAGE = "A cactus needs water, weekly at most."
 ANSWERING = ("LLM_URL", "EMBEDDINGS_URL", "RERANKER_URL")
 CHEAP = {"ENGINE": "echo", "ECHO_TOKENS": "16", "HOST": "127.0.0.1", "LOG_LEVEL": "error"}
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 AT_ONCE = {"PENDING_SECONDS": "0", "RUNNING_SECONDS": "0", "HOST": "127.0.0.1", "LOG_LEVEL": "error"}
 
 
@@ -33,6 +37,8 @@ class World:
     milvus: str
     cluster: Path
     """The folder of its kubeconfig, and of the catalogue; without a bridge it is empty."""
+    pod: Surroundings | None
+    """What the bridge's container is told and given where it asks the cluster over TLS, by a service account."""
 
     def around(self, service: str) -> Surroundings:
         """What the service's container is told and given."""
@@ -67,10 +73,12 @@ def world(services: Collection[str]) -> Iterator[World]:
         milvus = stack.enter_context(milvus_lite_server(folder / "milvus"))
         cluster = folder / "cluster"
         cluster.mkdir()
+        pod = None
         if "pipeline_bridge" in services:
             _cluster(stack, cluster)
+            pod = stack.enter_context(_pod(nats.url, cluster))
         asyncio.run(_fill(nats.url, models, milvus))
-        yield World(nats.url, models, milvus, cluster)
+        yield World(nats.url, models, milvus, cluster, pod)
 
 
 def _cluster(stack: ExitStack, folder: Path) -> None:
@@ -81,6 +89,43 @@ def _cluster(stack: ExitStack, folder: Path) -> None:
     asyncio.run(answers(f"http://127.0.0.1:{port}/version"))
     for path in (folder.parent, folder, kubeconfig):  # the container's user is another one
         path.chmod(0o755)
+
+
+@contextmanager
+def _pod(nats: str, folder: Path) -> Iterator[Surroundings]:
+    """A second cluster, with TLS, and what a pod in it has; it is served by a thread of this process."""
+    found: queue.SimpleQueue[dict[str, str] | BaseException] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        async with running(tls=True, tokens=["secret"]) as served:
+            for path in (account := served.service_account(folder / "account")), *account.iterdir():
+                path.chmod(0o755)
+            found.put(served.in_cluster)
+            await ended.wait()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(serve())
+        except BaseException as error:
+            found.put(error)
+            raise
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        if isinstance(there := found.get(), BaseException):
+            raise there
+        told = {"NATS_URL": nats, "LOG_LEVEL": "warning", "PIPELINES_FILE": "/cluster/pipelines.yaml", **there}
+        account = ("--volume", f"{folder / 'account'}:{SERVICE_ACCOUNT}:ro,z")
+        yield Surroundings(told, ("--volume", f"{folder}:/cluster:ro,z", *account))
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(ended.set)
+        thread.join()
 
 
 async def _fill(nats: str, models: str, milvus: str) -> None:
