@@ -15,7 +15,7 @@ import importlib.util
 import marshal
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -33,8 +33,6 @@ DOCUMENTED = "/numpy/"
 """What makes docstrings of others' when it is imported."""
 KNOWN = {"python_implementation": platform.python_implementation(), "system": platform.system()}
 """What packages ask the module `platform`, and nothing else of it; here it is what it will be in the image."""
-LATE = {"DEFAULT_REF_TEMPLATE", "GenerateJsonSchema"}
-"""Defaults of parameters that are loaded, for being named, in every process, and used in few calls of few of them."""
 UNTYPED = ("pydantic_core/core_schema.py",)
 """Modules that declare kinds of dictionaries, here a hundred, of which nothing is read while they run."""
 
@@ -179,10 +177,7 @@ class Bare(ast.NodeTransformer):
             for parameter in [*every, parameters.vararg, parameters.kwarg]:
                 if parameter is not None:
                     parameter.annotation = None
-        self.undocumented(node)
-        if not self.keep_annotations:
-            node.body = [*_late(node), *node.body]
-        return node
+        return self.undocumented(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         match node:
@@ -206,20 +201,6 @@ class Bare(ast.NodeTransformer):
 
     visit_Module = undocumented  # noqa: N815 - ast's names
     visit_FunctionDef = visit_AsyncFunctionDef = function  # noqa: N815
-
-
-def _late(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.stmt]:
-    """Take away what is `LATE` of a function's defaults; gives what names it when the function is called without it."""
-    given = node.args
-    optional = [*given.posonlyargs, *given.args][::-1][: len(given.defaults)][::-1]
-    for parameters, defaults in ((optional, given.defaults), (given.kwonlyargs, given.kw_defaults)):
-        for place, (parameter, default) in enumerate(zip(parameters, list(defaults), strict=True)):
-            if isinstance(default, ast.Name) and default.id in LATE:
-                defaults[place] = ast.copy_location(ast.Constant(None), default)
-                [statement] = ast.parse(f"if {parameter.arg} is None: {parameter.arg} = {default.id}").body
-                for each in ast.walk(statement):
-                    ast.copy_location(each, default)
-                yield statement
 
 
 def _refusal_first(body: list[ast.stmt]) -> list[ast.stmt]:

@@ -44,11 +44,6 @@ def another(times: int) -> int:
     return times
 
 
-def generate(model: str, /, how=None, generator=GenerateJsonSchema, *, kind="x", other=GenerateJsonSchema):
-    """A third one."""
-    return model, how, generator, kind, other
-
-
 class Counter:
     def count(self) -> int:
         return 1
@@ -66,7 +61,7 @@ def module(bytecode: Path) -> dict[str, Any]:
     """The names of a compiled module that was run."""
     code = marshal.loads(bytecode.read_bytes()[16:])
     assert isinstance(code, CodeType)
-    names: dict[str, Any] = {"__name__": "module", "GenerateJsonSchema": "by default"}
+    names: dict[str, Any] = {"__name__": "module"}
     exec(code, names)
     return names
 
@@ -95,15 +90,6 @@ def test_places_are_lines_without_columns(bare: dict[str, Any]) -> None:
 def test_what_is_the_same_in_several_functions_is_there_once(bare: dict[str, Any]) -> None:
     one, another = bare["one"].__code__, bare["another"].__code__
     assert one.co_consts is another.co_consts
-
-
-def test_a_default_that_is_loaded_for_being_named_is_named_when_it_is_needed(bare: dict[str, Any]) -> None:
-    generate = bare["generate"]
-    assert (generate.__defaults__, generate.__kwdefaults__) == ((None, None), {"kind": "x", "other": None})
-    assert generate(1) == (1, None, "by default", "x", "by default")
-    assert generate(1, 2, 3, other=4) == (1, 2, 3, "x", 4)
-    bare["GenerateJsonSchema"] = "another"
-    assert generate(1, generator=5) == (1, None, 5, "x", "another")
 
 
 def test_which_system_it_is_is_known_and_not_asked_for(bare: dict[str, Any], tmp_path: Path) -> None:
