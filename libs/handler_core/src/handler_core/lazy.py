@@ -6,7 +6,6 @@ the packages that do something by being imported. Older versions import as alway
 
 import gc
 import sys
-from types import ModuleType
 
 if sys.version_info >= (3, 15):
     from types import LazyImportType as Promise
@@ -40,9 +39,9 @@ def may_wait(importer: str, imported: str, names: tuple[str, ...] | None) -> boo
     return not _there(sys.modules.get(imported), names or ())
 
 
-def _there(module: ModuleType | None, names: tuple[str, ...]) -> bool:
+def _there(module: object, names: tuple[str, ...]) -> bool:
     """Whether a module is loaded, and not barred, and has these names, none of them a promise of its own."""
     if module is None:
         return False
-    has = vars(module)
+    has = getattr(module, "__dict__", {})  # anything may stand among the modules
     return all(name in has and not isinstance(has[name], Promise) for name in names)
