@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,11 +42,39 @@ S = TypeVar("S", bound=ServiceSettings)
 START_TIMEOUT = 20.0
 
 
+PORTS = range(10_000, 32_768)
+"""Beneath those that the kernel gives to whoever connects, or asks for any (Linux's default begins at 32,768)."""
+RESERVED = 64
+_reserved: deque[socket.socket] = deque()
+
+
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on which nobody listens. The last `RESERVED` are given to no other process that asks here, so that
+    tests side by side do not take each other's before a server has it, or while that is started again."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        try:
+            _reserve(port)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+
+
+def _reserve(port: int) -> None:
+    """Hold a name for it, as Linux has them: no file, one holder, gone with the process; OSError if another has it."""
+    if sys.platform != "linux":
+        return
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0slim-handlers-port-{port}")
+    except OSError:
+        name.close()
+        raise
+    _reserved.append(name)
+    if len(_reserved) > RESERVED:
+        _reserved.popleft().close()
 
 
 def nats_server_binary() -> str:
