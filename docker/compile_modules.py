@@ -4,8 +4,7 @@ What nobody reads in a container and every process would hold is left out: docst
 annotations of functions (those of classes make dataclasses and models, and stay; so do assertions), the columns that
 code came from, the search for a package's own version, and what a function is called beyond its name (`Class.method`).
 Tracebacks still name files, lines and functions. With `--keep-sources` they show the text of the lines, and functions
-keep their long names. `--keep-annotations` is for services, whose handlers tell by them what
-they take.
+keep their long names. `--keep-annotations` is for services, whose handlers tell by them what they take.
 """
 
 import argparse
