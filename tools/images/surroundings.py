@@ -3,9 +3,7 @@ passage, and a cluster whose runs are done at once. All listen on the loopback o
 
 import asyncio
 import json
-import queue
 import tempfile
-import threading
 import urllib.request
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from handler_core import streams
 from handler_core.jetstream import Api
-from handler_core.testing import connection, free_port, nats_server, process
+from handler_core.testing import connection, free_port, in_thread, nats_server, process
 from handler_core.testing_images import CATALOGUE, LOCAL_INFERENCE, answers
 from handler_core.testing_milvus import milvus_lite_server
 from handler_core.vectors import Row, VectorStore
@@ -24,6 +22,7 @@ from tools.images.starts import Surroundings
 PASSAGE = "A cactus needs water, weekly at most."
 ANSWERING = ("LLM_URL", "EMBEDDINGS_URL", "RERANKER_URL")
 CHEAP = {"ENGINE": "echo", "ECHO_TOKENS": "16", "HOST": "127.0.0.1", "LOG_LEVEL": "error"}
+ACCOUNT = "account"
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 AT_ONCE = {"PENDING_SECONDS": "0", "RUNNING_SECONDS": "0", "HOST": "127.0.0.1", "LOG_LEVEL": "error"}
 
@@ -37,8 +36,8 @@ class World:
     milvus: str
     cluster: Path
     """The folder of its kubeconfig, and of the catalogue; without a bridge it is empty."""
-    pod: Surroundings | None
-    """What the bridge's container is told and given where it asks the cluster over TLS, by a service account."""
+    in_cluster: dict[str, str] | None
+    """The environment by which a pod finds the cluster that has TLS; without a bridge there is none."""
 
     def around(self, service: str) -> Surroundings:
         """What the service's container is told and given."""
@@ -53,8 +52,19 @@ class World:
             environment["TTS_URL"] = self.models
         if service != "pipeline_bridge":
             return Surroundings(environment)
-        environment |= {"KUBECONFIG": "/cluster/kubeconfig", "PIPELINES_FILE": "/cluster/pipelines.yaml"}
-        return Surroundings(environment, ("--volume", f"{self.cluster}:/cluster:ro,z"))
+        return self._bridge({"KUBECONFIG": "/cluster/kubeconfig"})
+
+    @property
+    def pod(self) -> Surroundings | None:
+        """What the bridge's container is told and given where it asks the cluster over TLS, by a service account."""
+        if self.in_cluster is None:
+            return None
+        account = ("--volume", f"{self.cluster / ACCOUNT}:{SERVICE_ACCOUNT}:ro,z")
+        return self._bridge(self.in_cluster, *account)
+
+    def _bridge(self, there: dict[str, str], *options: str) -> Surroundings:
+        environment = {"NATS_URL": self.nats, "LOG_LEVEL": "warning", "PIPELINES_FILE": "/cluster/pipelines.yaml"}
+        return Surroundings({**environment, **there}, ("--volume", f"{self.cluster}:/cluster:ro,z", *options))
 
     @property
     def naive(self) -> dict[str, str]:
@@ -73,12 +83,12 @@ def world(services: Collection[str]) -> Iterator[World]:
         milvus = stack.enter_context(milvus_lite_server(folder / "milvus"))
         cluster = folder / "cluster"
         cluster.mkdir()
-        pod = None
+        in_cluster = None
         if "pipeline_bridge" in services:
             _cluster(stack, cluster)
-            pod = stack.enter_context(_pod(nats.url, cluster))
+            in_cluster = _pod(stack, cluster)
         asyncio.run(_fill(nats.url, models, milvus))
-        yield World(nats.url, models, milvus, cluster, pod)
+        yield World(nats.url, models, milvus, cluster, in_cluster)
 
 
 def _cluster(stack: ExitStack, folder: Path) -> None:
@@ -91,41 +101,13 @@ def _cluster(stack: ExitStack, folder: Path) -> None:
         path.chmod(0o755)
 
 
-@contextmanager
-def _pod(nats: str, folder: Path) -> Iterator[Surroundings]:
-    """A second cluster, with TLS, and what a pod in it has; it is served by a thread of this process."""
-    found: queue.SimpleQueue[dict[str, str] | BaseException] = queue.SimpleQueue()
-    loop = asyncio.new_event_loop()
-    ended = asyncio.Event()
-
-    async def serve() -> None:
-        async with running(tls=True, tokens=["secret"]) as served:
-            for path in (account := served.service_account(folder / "account")), *account.iterdir():
-                path.chmod(0o755)
-            found.put(served.in_cluster)
-            await ended.wait()
-
-    def work() -> None:
-        try:
-            loop.run_until_complete(serve())
-        except BaseException as error:
-            found.put(error)
-            raise
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        if isinstance(there := found.get(), BaseException):
-            raise there
-        told = {"NATS_URL": nats, "LOG_LEVEL": "warning", "PIPELINES_FILE": "/cluster/pipelines.yaml", **there}
-        account = ("--volume", f"{folder / 'account'}:{SERVICE_ACCOUNT}:ro,z")
-        yield Surroundings(told, ("--volume", f"{folder}:/cluster:ro,z", *account))
-    finally:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(ended.set)
-        thread.join()
+def _pod(stack: ExitStack, folder: Path) -> dict[str, str]:
+    """A second cluster, with TLS, and the files of a service account; gives what tells a pod where it is."""
+    served = stack.enter_context(in_thread(running(tls=True, tokens=["secret"])))
+    account = served.service_account(folder / ACCOUNT)
+    for path in (account, *account.iterdir()):
+        path.chmod(0o755)
+    return served.in_cluster
 
 
 async def _fill(nats: str, models: str, milvus: str) -> None:

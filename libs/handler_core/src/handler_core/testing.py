@@ -19,10 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,6 +40,7 @@ from handler_core.service import Service
 
 R = TypeVar("R", bound=Response)
 S = TypeVar("S", bound=ServiceSettings)
+T = TypeVar("T")
 
 START_TIMEOUT = 20.0
 
@@ -167,6 +170,41 @@ def guarded_server(page: Path) -> Iterator[NatsServer]:
 def login(user: str, password: str) -> dict[str, Any]:
     """The settings of a user who has an inbox prefix of its own, as the pages advise."""
     return {"nats_user": user, "nats_password": password, "nats_inbox_prefix": f"_INBOX_{user}"}
+
+
+@contextlib.contextmanager
+def in_thread(manager: contextlib.AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """What an asynchronous context manager gives, held by a thread with an event loop of its own.
+
+    Raises:
+        TimeoutError: it was not entered within `START_TIMEOUT`. What entering it raises is raised here.
+    """
+    entered: Future[T] = Future()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def hold() -> None:
+        async with manager as given:
+            entered.set_result(given)
+            await stop.wait()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            try:
+                runner.run(hold())
+            except BaseException as error:
+                if entered.done():
+                    raise
+                entered.set_exception(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield entered.result(START_TIMEOUT)
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has ended
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(START_TIMEOUT)
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,6 @@ Give `collected.endpoint` as `OTEL_EXPORTER_OTLP_ENDPOINT`. As a process it prin
 import argparse
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+
+from handler_core.testing import in_thread
 
 TIMEOUT = 20.0
 
@@ -183,37 +184,9 @@ async def collector(port: int = 0) -> AsyncIterator[Collector]:
         await runner.cleanup()
 
 
-@contextlib.contextmanager
-def collector_thread() -> Iterator[Collector]:
+def collector_thread() -> contextlib.AbstractContextManager[Collector]:
     """A collector in a thread of its own."""
-    started: list[Collector] = []
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        async with collector() as collected:
-            started.append(collected)
-            ready.set()
-            await stop.wait()
-
-    def run() -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            try:
-                runner.run(serve())
-            finally:
-                ready.set()
-
-    thread = threading.Thread(target=run, name="collector")
-    thread.start()
-    try:
-        if not ready.wait(TIMEOUT) or not started:
-            raise RuntimeError("the collector did not start")
-        yield started[0]
-    finally:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(stop.set)
-        thread.join(TIMEOUT)
+    return in_thread(collector())
 
 
 def _spans(request: ExportTraceServiceRequest) -> Iterator[CollectedSpan]:
